@@ -1,0 +1,1 @@
+"""pytest-sandbox proves that software installs."""

@@ -1,0 +1,1 @@
+"""The `pytest-sandbox` command, one module a verb."""

@@ -1,0 +1,1 @@
+"""Plan -> SystemRequirements -> ImageSpec -> Dockerfile and name; pure."""

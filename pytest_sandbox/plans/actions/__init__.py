@@ -1,0 +1,1 @@
+"""The actions of a plan, as operations inside a sandbox."""

@@ -1,0 +1,1 @@
+"""Recipe files: TOML in, typed Recipe out, with lint and migration."""

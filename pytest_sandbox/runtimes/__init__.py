@@ -1,0 +1,1 @@
+"""Runtimes: what builds images and starts sandboxes."""
