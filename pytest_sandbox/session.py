@@ -1,0 +1,393 @@
+"""One run's shared state: settings, recipes, engine, images and every sandbox that is open.
+
+Everything is made on first use, so that configure and collect touch neither an engine nor the network.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.errors import Blame, ImageUnavailable, RuntimeUnavailable, SandboxError
+from pytest_sandbox.runtimes.base import SandboxSpec
+from pytest_sandbox.targets import Target, host_arch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pytest_sandbox.images.families import Family
+    from pytest_sandbox.images.requirements import SystemRequirements
+    from pytest_sandbox.images.spec import ImageSpec
+    from pytest_sandbox.limits import Limits
+    from pytest_sandbox.plans.catalogue import Catalogue
+    from pytest_sandbox.plans.downloads import Downloader
+    from pytest_sandbox.plans.model import Plan
+    from pytest_sandbox.recipes.model import Recipe
+    from pytest_sandbox.runtimes.base import (
+        ImageInfo,
+        Mount,
+        Network,
+        Owner,
+        Runtime,
+        RuntimeInfo,
+        System,
+    )
+    from pytest_sandbox.settings import Settings
+
+BASE_ENV: Mapping[str, str] = {"HOME": "/root", "LANG": "C.UTF-8"}
+"""The allowlist's fixed part: what every command in a sandbox gets beside the image's own PATH."""
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyImage:
+    """An image that sandboxes can start from. `hit` says that it was there before; `seconds` is the wait for it."""
+
+    info: ImageInfo
+    spec: ImageSpec
+    hit: bool
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class RunSession:
+    """The state of one run in one process. `run` is the same id in every worker of the run."""
+
+    settings: Settings
+    rootpath: Path
+    run: str
+    folders: tuple[Path, ...] = ()
+    """Where recipes are looked up by name."""
+    worker: str = ""
+    say: Callable[[str], None] = _quiet
+    runtime_override: Runtime | None = None
+    log_root: Callable[[], Path] | None = None
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    _runtime: Runtime | None = None
+    _info: RuntimeInfo | None = None
+    _unavailable: SandboxError | None = None
+    _bases: dict[Target, SandboxError | None] = field(default_factory=dict)
+    _images: dict[str, ReadyImage] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _closer: ThreadPoolExecutor | None = None
+    _open: set[System] = field(default_factory=set)
+    _cache: dict[str, Any] = field(default_factory=dict)
+
+    # -- recipes -------------------------------------------------------------------------------
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Recipes by name, from the folders of this run."""
+        if "catalogue" not in self._cache:
+            from pytest_sandbox.plans.catalogue import Catalogue
+
+            self._cache["catalogue"] = Catalogue(self.folders)
+        found: Catalogue = self._cache["catalogue"]
+        return found
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name; raises UsageError that names it and where it was looked for."""
+        found = self.catalogue.find(name)
+        if found is None:
+            from pytest_sandbox.errors import UsageError
+
+            where = ", ".join(str(folder) for folder in self.folders) or "no folder"
+            msg = f"unknown recipe {name!r} (looked in {where})"
+            raise UsageError(msg, next_step="check the name, or set the ini key sandbox_recipes")
+        return found
+
+    def plan(self, recipe: Recipe, target: Target) -> Plan:
+        """The recipe's plan for a target."""
+        from pytest_sandbox.plans.resolve import resolve
+
+        if "versions" not in self._cache:
+            self._cache["versions"] = self.settings.versions()
+        return resolve(
+            recipe, target, catalogue=self.catalogue, versions=self._cache["versions"]
+        )
+
+    @property
+    def downloader(self) -> Downloader:
+        """Fetches artefacts on the host, into a cache that runs share."""
+        if "downloader" not in self._cache:
+            import platformdirs
+
+            from pytest_sandbox.plans.downloads import Downloader
+
+            cache = Path(
+                self.environ.get("PYTEST_SANDBOX_CACHE")
+                or platformdirs.user_cache_path("pytest-sandbox")
+            )
+            self._cache["downloader"] = Downloader(
+                cache, offline=self.settings.offline, say=self.say
+            )
+        found: Downloader = self._cache["downloader"]
+        return found
+
+    # -- engine --------------------------------------------------------------------------------
+
+    @property
+    def runtime(self) -> Runtime:
+        """The engine, found on first use; raises RuntimeUnavailable (the same one every time)."""
+        with self._lock:
+            if self._unavailable is not None:
+                raise self._unavailable
+            if self._runtime is None:
+                try:
+                    self._runtime = self._find_runtime()
+                except RuntimeUnavailable as missing:
+                    self._unavailable = missing
+                    raise
+            return self._runtime
+
+    def _find_runtime(self) -> Runtime:
+        if self.runtime_override is not None:
+            return self.runtime_override
+        from pytest_sandbox.runtimes.detect import find_runtime
+        from pytest_sandbox.runtimes.reaper import reap_once
+
+        runtime = find_runtime(self.settings.runtime, self.environ)
+        reap_once(runtime, self.run)
+        atexit.register(self.close)
+        return runtime
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What the engine says of itself (asked once)."""
+        if self._info is None:
+            self._info = self.runtime.info()
+        return self._info
+
+    @property
+    def owner(self) -> Owner:
+        """This process, as the owner of what it starts."""
+        if "owner" not in self._cache:
+            from pytest_sandbox.runtimes.owner import current_owner
+
+            self._cache["owner"] = current_owner(self.run)
+        found: Owner = self._cache["owner"]
+        return found
+
+    def default_target(self, family: str = "debian") -> Target:
+        """`family` on the engine's own architecture."""
+        arches = self.info.arches
+        return Target("linux", arches[0] if arches else host_arch(), family)
+
+    # -- images --------------------------------------------------------------------------------
+
+    @property
+    def families(self) -> Mapping[str, Family]:
+        """The families with the user's overrides."""
+        if "families" not in self._cache:
+            from pytest_sandbox.images.families import load_families
+
+            self._cache["families"] = load_families(
+                self.settings.families, self.settings.bases()
+            )
+        found: Mapping[str, Family] = self._cache["families"]
+        return found
+
+    @property
+    def certificates(self) -> tuple[str, ...]:
+        """The host's extra CA certificates as PEM."""
+        if "certificates" not in self._cache:
+            from pytest_sandbox.provision.certificates import extra_certificates
+
+            self._cache["certificates"] = extra_certificates(self.environ)
+        found: tuple[str, ...] = self._cache["certificates"]
+        return found
+
+    def base(self, target: Target, reference: str) -> None:
+        """Make sure that a base image is at hand; raises ImageUnavailable (at once when it failed before)."""
+        from pytest_sandbox.runtimes.images import ensure_base
+
+        key = Target(target.os, target.arch, target.family, gpu=reference)
+        with self._lock:
+            known = self._bases.get(key)
+            if known is not None:
+                raise known
+            if key in self._bases:
+                return
+            try:
+                ensure_base(
+                    self.runtime,
+                    reference,
+                    target,
+                    pull=self.settings.pull,  # type: ignore[arg-type]  # checked when read
+                    offline=self.settings.offline,
+                    say=self.say,
+                )
+            except ImageUnavailable as missing:
+                self._bases[key] = missing
+                raise
+            self._bases[key] = None
+
+    def image(self, requirements: SystemRequirements, target: Target) -> ReadyImage:
+        """The image that meets the requirements, built if it must be; raises SpecError, ImageUnavailable, BuildFailed."""
+        from pytest_sandbox.images.name import image_hash
+        from pytest_sandbox.images.spec import derive_spec
+        from pytest_sandbox.provision.bases import base_digests
+        from pytest_sandbox.runtimes.images import ensure_image
+
+        spec = self._derive(derive_spec, requirements, target, base_digests)
+        self.base(target, spec.base)
+        # A base that was bootstrapped just now has a digest only from here on.
+        spec = self._derive(derive_spec, requirements, target, base_digests)
+        key = f"{image_hash(spec)}-{target.arch}"
+        with self._lock:
+            if key in self._images:
+                ready = self._images[key]
+                return ReadyImage(ready.info, ready.spec, hit=True, seconds=0.0)
+            settings = self.settings
+            done = ensure_image(
+                self.runtime,
+                spec,
+                prefix=settings.image_prefix,
+                rebuild=settings.rebuild,
+                rebuild_token=self.run,
+                pull=settings.pull,  # type: ignore[arg-type]  # checked when read
+                offline=settings.offline,
+                max_age=settings.image_age,
+                build_network=settings.build_network,  # type: ignore[arg-type]  # same
+                build_limits=settings.build_limits(),
+                build_timeout=settings.build_timeout,
+                say=self.say,
+                environ=self.environ,
+            )
+            ready = ReadyImage(done.info, spec, done.hit, done.seconds)
+            self._images[key] = ready
+            return ready
+
+    def _derive(
+        self,
+        derive_spec: Callable[..., ImageSpec],
+        requirements: SystemRequirements,
+        target: Target,
+        digests: Callable[..., Mapping[str, str]],
+    ) -> ImageSpec:
+        return derive_spec(
+            requirements,
+            target,
+            families=self.families,
+            certificates=self.certificates,
+            base_digests=digests(target.arch),
+        )
+
+    # -- sandboxes -----------------------------------------------------------------------------
+
+    def environment(self, target: Target, network: str) -> dict[str, str]:
+        """What commands in a sandbox get: the fixed part, the CA variables, and proxies where there is a network."""
+        from pytest_sandbox.provision.certificates import sandbox_ca_environment
+        from pytest_sandbox.provision.proxies import proxy_environment
+
+        env = dict(BASE_ENV)
+        if self.certificates:
+            env.update(sandbox_ca_environment(target.family))
+        if network != "none":
+            env.update(proxy_environment(self.environ))
+        return env
+
+    def start(
+        self,
+        image: str,
+        target: Target,
+        limits: Limits,
+        *,
+        network: Network = "none",
+        no_new_privileges: bool = False,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        cwd: str = "/",
+        mounts: Sequence[Mount] = (),
+        tmpfs: Mapping[str, int] | None = None,
+        purpose: str = "",
+    ) -> System:
+        """Start a throwaway system; `release` ends it."""
+        spec = SandboxSpec(
+            image=image,
+            target=target,
+            limits=limits.override(cpus=min(limits.cpus, float(self.info.cpus))),
+            network=network,
+            no_new_privileges=no_new_privileges,
+            env={**self.environment(target, network), **(env or {})},
+            user=user,
+            cwd=cwd,
+            mounts=tuple(mounts),
+            tmpfs=dict(tmpfs or {}),
+            purpose=purpose,
+        )
+        system = self.runtime.start(spec, self.owner)
+        with self._lock:
+            self._open.add(system)
+        return system
+
+    def release(self, system: System) -> None:
+        """End a system off the caller's path; `close` waits for all of them."""
+        with self._lock:
+            if system not in self._open:
+                return
+            self._open.discard(system)
+            if self._closer is None:
+                self._closer = ThreadPoolExecutor(2, thread_name_prefix="pytest-sandbox-close")
+            self._closer.submit(system.close)
+
+    def close(self) -> None:
+        """End everything that this process started; may be called again."""
+        with self._lock:
+            left, self._open = list(self._open), set()
+            closer, self._closer = self._closer, None
+        for system in left:
+            system.close()
+        if closer is not None:
+            closer.shutdown(wait=True)
+        if self._runtime is not None and self.runtime_override is None:
+            self._runtime.close()
+            self._runtime = None
+        atexit.unregister(self.close)
+
+    @property
+    def used(self) -> bool:
+        """Whether an engine was asked for anything."""
+        return self._runtime is not None
+
+    # -- what a person is told -----------------------------------------------------------------
+
+    def logs(self, name: str) -> Path | None:
+        """A new folder for the full logs of one item, or None where there is no place for them."""
+        if self.log_root is None:
+            return None
+        folder = self.log_root() / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def mask(self, text: str) -> str:
+        """The text without the secrets of the host's environment."""
+        if "secrets" not in self._cache:
+            from pytest_sandbox.provision.proxies import secrets
+
+            self._cache["secrets"] = secrets(self.environ)
+        from pytest_sandbox.provision.proxies import masked
+
+        return masked(text, self._cache["secrets"])
+
+
+def wanted_by_name(settings: Settings) -> bool:
+    """Whether the user named targets: then a family that cannot be had is a failure, not a skip."""
+    return "target" in settings.given or settings.require
+
+
+def is_absence(error: SandboxError) -> bool:
+    """Whether an error says that an engine or a base is not there (network or host), so that a default may skip."""
+    return isinstance(error, ImageUnavailable | RuntimeUnavailable) and error.blame in {
+        Blame.HOST,
+        Blame.NETWORK,
+        Blame.UNSUPPORTED,
+    }

@@ -1,0 +1,253 @@
+"""Every setting of a run in one table: `--sandbox-NAME`, PYTEST_SANDBOX_NAME, ini `sandbox_NAME`.
+
+Precedence is mark > option > environment > ini, the order of pytest-timeout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pytest_sandbox.errors import UsageError
+from pytest_sandbox.limits import Limits, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Kind = Literal["text", "flag", "int", "float", "size", "age", "list", "path"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row: `name` with dashes, how its text is read, and what it means."""
+
+    name: str
+    kind: Kind
+    help: str
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name with underscores, as in the ini key and in Settings."""
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"PYTEST_SANDBOX_{self.key.upper()}"
+
+
+SETTINGS: Final = (
+    Setting("runtime", "text", "Engine to use; auto takes the first that answers", "NAME"),
+    Setting("target", "list", "Systems to install on, like linux/*/alpine or debian", "GLOB"),
+    Setting("recipes", "list", "Where recipes lie, relative to the rootdir", "GLOB"),
+    Setting("timeout", "float", "Wall clock of one sandbox in seconds", "SECONDS"),
+    Setting("memory", "size", "Memory of one sandbox, swap included", "SIZE"),
+    Setting("cpus", "float", "CPUs of one sandbox", "N"),
+    Setting("pids", "int", "Processes and threads in one sandbox", "N"),
+    Setting("nofile", "int", "Open files of one process in a sandbox", "N"),
+    Setting("disk", "size", "Disk space of one sandbox", "SIZE"),
+    Setting("output", "size", "Bytes that one command may write to one stream", "SIZE"),
+    Setting(
+        "network",
+        "text",
+        "Network of sandboxes while installing",
+        choices=("none", "bridge", "host"),
+    ),
+    Setting("version", "list", "Version of a recipe, where a template needs one", "NAME=VERSION"),
+    Setting(
+        "keep",
+        "text",
+        "Keep systems to look into them with `pytest-sandbox shell`",
+        choices=("never", "failed", "always"),
+    ),
+    Setting("rebuild", "flag", "Build the images anew"),
+    Setting("offline", "flag", "Never pull, bootstrap or build with the network"),
+    Setting("require", "flag", "Fail where a test would be skipped for want of an engine"),
+    Setting(
+        "pull", "text", "When base images are pulled", choices=("missing", "always", "never")
+    ),
+    Setting("families", "path", "A families.toml of your own", "FILE"),
+    Setting("base", "list", "Base image of a family", "FAMILY=REFERENCE"),
+    Setting("image-age", "age", "Rebuild images older than this (7d)", "AGE"),
+    Setting("image-prefix", "text", "Repository of cached images", "NAME"),
+    Setting(
+        "build-network", "text", "Network of image builds", choices=("none", "bridge", "host")
+    ),
+    Setting("build-timeout", "float", "Wall clock of one image build in seconds", "SECONDS"),
+    Setting("build-memory", "size", "Memory of one image build", "SIZE"),
+    Setting("build-cpus", "float", "CPUs of one image build", "N"),
+)
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off", ""}
+_DAY = 86400.0
+_AGE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
+
+
+def parse_age(value: str | float) -> float:
+    """Seconds from `7d`, `12h`, `90m`, `30s`, `2w`; a plain number counts days. Raises UsageError."""
+    if isinstance(value, int | float):
+        return float(value) * _DAY
+    text = value.strip().lower()
+    unit = text[-1:] if text[-1:] in _AGE_UNITS else "d"
+    try:
+        seconds = float(text.removesuffix(unit)) * _AGE_UNITS[unit]
+    except ValueError:
+        msg = f"{value!r} is no age"
+        raise UsageError(msg, next_step="write a number with s, m, h, d or w, like 7d") from None
+    return seconds
+
+
+def _number(kind: Callable[[str], Any], word: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            msg = f"{value!r} is no {word}"
+            raise UsageError(msg, next_step=f"write a {word}") from None
+        if number <= 0:
+            msg = f"{value!r} is not above zero"
+            raise UsageError(msg, next_step=f"write a {word} above zero")
+        return number
+
+    return read
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    msg = f"{value!r} is neither true nor false"
+    raise UsageError(msg, next_step="write 1 or 0")
+
+
+def _list(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part for line in value.splitlines() for part in line.replace(",", " ").split()]
+    return tuple(str(part).strip() for part in value if str(part).strip())
+
+
+def _size(value: Any) -> int:
+    size = parse_size(value)
+    if size <= 0:
+        msg = f"{value!r} is not above zero"
+        raise UsageError(msg, next_step="write a size like 512m")
+    return size
+
+
+_READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
+    "text": str,
+    "path": Path,
+    "flag": _flag,
+    "int": _number(int, "whole number"),
+    "float": _number(float, "number"),
+    "size": _size,
+    "age": parse_age,
+    "list": _list,
+}
+
+
+def read_value(setting: Setting, value: Any, source: str) -> Any:
+    """The typed value of a setting's text; raises UsageError that names `source` (where the text stood)."""
+    try:
+        typed = _READ[setting.kind](value)
+    except UsageError as wrong:
+        msg = f"{source}: {wrong.what}"
+        raise UsageError(msg, next_step=wrong.next_step) from None
+    if setting.choices and typed not in setting.choices:
+        msg = f"{source}: unknown value {value!r}"
+        raise UsageError(msg, next_step=f"use one of {', '.join(setting.choices)}")
+    return typed
+
+
+def _pairs(values: tuple[str, ...], source: str, example: str) -> dict[str, str]:
+    found = {}
+    for value in values:
+        name, sep, rest = value.partition("=")
+        if not sep or not name or not rest:
+            msg = f"{source}: {value!r} is no pair"
+            raise UsageError(msg, next_step=f"write it like {example}")
+        found[name] = rest
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one run. None means: not set, the profile or the built-in default holds."""
+
+    runtime: str = "auto"
+    target: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ("recipes/**/*.toml",)
+    timeout: float | None = None
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    nofile: int | None = None
+    disk: int | None = None
+    output: int | None = None
+    network: str | None = None
+    version: tuple[str, ...] = ()
+    keep: str = "never"
+    rebuild: bool = False
+    offline: bool = False
+    require: bool = False
+    pull: str = "missing"
+    families: Path | None = None
+    base: tuple[str, ...] = ()
+    image_age: float = 7 * _DAY
+    image_prefix: str = "tsuku/sandbox-cache"
+    build_network: str = "bridge"
+    build_timeout: float = 900.0
+    build_memory: int = 4 << 30
+    build_cpus: float = 4.0
+    given: frozenset[str] = field(default_factory=frozenset)
+    """The keys that somebody set."""
+
+    def limits(self, profile: Limits) -> Limits:
+        """The profile with every limit that was set in its place."""
+        return profile.override(
+            memory=self.memory,
+            cpus=self.cpus,
+            pids=self.pids,
+            nofile=self.nofile,
+            disk=self.disk,
+            output=self.output,
+            timeout=self.timeout,
+        )
+
+    def build_limits(self) -> Limits:
+        """What an image build may use."""
+        return Limits(memory=self.build_memory, cpus=self.build_cpus, timeout=self.build_timeout)
+
+    def versions(self) -> dict[str, str]:
+        """Recipe name -> version."""
+        return _pairs(self.version, "--sandbox-version", "--sandbox-version jq=1.7.1")
+
+    def bases(self) -> dict[str, str]:
+        """Family -> base image reference."""
+        return _pairs(self.base, "--sandbox-base", "--sandbox-base debian=debian:12")
+
+
+def read_settings(
+    option: Callable[[str], Any], ini: Callable[[str], Any], environ: Mapping[str, str]
+) -> Settings:
+    """Settings from the three sources; `option` and `ini` take a key and give None (or nothing) if unset."""
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        given = option(setting.key)
+        if given not in (None, [], False):
+            values[setting.key] = read_value(setting, given, f"--sandbox-{setting.name}")
+        elif environ.get(setting.variable):
+            values[setting.key] = read_value(
+                setting, environ[setting.variable], f"environment variable {setting.variable}"
+            )
+        else:
+            given = ini(setting.key)
+            if given not in (None, [], ""):
+                values[setting.key] = read_value(setting, given, f"ini key sandbox_{setting.key}")
+    return Settings(**values, given=frozenset(values))
