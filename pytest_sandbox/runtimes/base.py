@@ -217,8 +217,13 @@ class System(Protocol):
 
     def changes(self) -> Changes: ...
 
-    def snapshot(self, *, labels: Mapping[str, str] | None = None) -> str:
-        """A copy-on-write point of the file system: the name of an image to start others from."""
+    def snapshot(
+        self, *, name: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> str:
+        """A copy-on-write point of the file system: the name of an image to start others from.
+
+        Without `name` it belongs to this run and ends with it; with one it stays.
+        """
         ...
 
     def logs(self) -> str:

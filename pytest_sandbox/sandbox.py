@@ -1,0 +1,582 @@
+"""What a test holds: Sandbox, with Result, Limits, Mount and Snapshot around it."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from pytest_sandbox.errors import CommandFailed, StepFailed, UsageError
+from pytest_sandbox.install import Installer
+from pytest_sandbox.limits import PROFILES, Limits, parse_size
+from pytest_sandbox.runtimes.base import Changes, Mount, Result, Stats
+from pytest_sandbox.targets import FAMILIES, Target, match_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Self
+
+    from pytest_sandbox.images.requirements import SystemRequirements
+    from pytest_sandbox.plans.model import Plan
+    from pytest_sandbox.recipes.model import Recipe
+    from pytest_sandbox.runtimes.base import Network, System
+    from pytest_sandbox.session import RunSession
+
+__all__ = ["Changes", "Limits", "Mount", "Result", "Sandbox", "Snapshot", "Stats"]
+
+_JOURNAL = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The keywords of `@pytest.mark.sandbox(...)` and of `sandbox_factory(...)`, read and checked."""
+
+    target: Target | None = None
+    family: str = ""
+    arch: str = ""
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = "default"
+    network: Network | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    cwd: str = "/"
+    mounts: tuple[Mount, ...] = ()
+    tmpfs: Mapping[str, int] = field(default_factory=dict)
+    no_new_privileges: bool = False
+    image: str = ""
+
+
+_LIMIT_KEYS = ("memory", "cpus", "pids", "timeout", "nofile", "disk", "output")
+_KEYS = (
+    "family",
+    "arch",
+    "target",
+    "profile",
+    "network",
+    "env",
+    "user",
+    "cwd",
+    "mounts",
+    "tmpfs",
+    "no_new_privileges",
+    "image",
+    *_LIMIT_KEYS,
+)
+
+
+def read_options(keywords: Mapping[str, Any], where: str) -> Options:
+    """Check the keywords of a mark or a factory call; raises UsageError that names the key (`where` is the mark)."""
+    values: dict[str, Any] = {"limits": {}}
+    for key, value in keywords.items():
+        try:
+            if key in _LIMIT_KEYS:
+                values["limits"][key] = _limit(key, value)
+            else:
+                values[key] = _read(key, value)
+        except UsageError as wrong:
+            msg = f"{where}: {key}={value!r}: {wrong.what}"
+            raise UsageError(msg, next_step=wrong.next_step) from None
+    return Options(**values)
+
+
+def _limit(key: str, value: Any) -> float | int:
+    kind: type = float if key in {"cpus", "timeout"} else int
+    if key in {"memory", "disk", "output"}:
+        number: float = parse_size(value)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        msg = "is no number"
+        raise UsageError(msg, next_step="write a number")
+    else:
+        number = kind(value)
+    if number <= 0:
+        msg = "is not above zero"
+        raise UsageError(msg, next_step="write a number above zero")
+    return number
+
+
+def _read(key: str, value: Any) -> Any:  # noqa: PLR0911 - one arm a key
+    match key:
+        case "network":
+            if isinstance(value, bool):
+                return "bridge" if value else "none"
+            return _one_of(value, ("none", "bridge", "host"))
+        case "family":
+            return _one_of(value, FAMILIES)
+        case "arch":
+            return _one_of(value, ("amd64", "arm64"))
+        case "profile":
+            return _one_of(value, tuple(PROFILES))
+        case "target":
+            return match_targets([str(value)])[0]
+        case "tmpfs":
+            pairs = value.items() if isinstance(value, dict) else ((path, 64 << 20) for path in value)
+            return {str(path): parse_size(size) for path, size in pairs}
+        case "mounts":
+            return tuple(_mount(item) for item in value)
+        case "env":
+            return {str(name): str(text) for name, text in dict(value).items()}
+        case "no_new_privileges":
+            return bool(value)
+        case "user" | "cwd" | "image":
+            return str(value)
+    msg = "unknown key"
+    raise UsageError(msg, next_step=f"use one of {', '.join(sorted(_KEYS))}")
+
+
+def _mount(item: Any) -> Mount:
+    mount = item if isinstance(item, Mount) else Mount(*item)
+    source = Path(mount.source).expanduser().absolute()
+    if not source.exists():
+        msg = f"{source} is not there"
+        raise UsageError(msg, next_step="make it first, or mend the path")
+    return Mount(source, mount.target, mount.read_only)
+
+
+def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        msg = f"unknown value {value!r}"
+        raise UsageError(msg, next_step=f"use one of {', '.join(allowed)}")
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A stopped copy-on-write point of a sandbox. `sandbox_factory(snapshot=...)` starts others from it."""
+
+    name: str
+    target: Target
+    limits: Limits
+    spec_env: Mapping[str, str]
+
+
+class Sandbox:
+    """One throwaway system with limits: a clean Linux that ends with the test.
+
+    `target` is what it runs, `image` the name of the image that it came from, `limits` what it may use.
+    """
+
+    def __init__(
+        self, session: RunSession, system: System, options: Options, plans: Sequence[Plan] = ()
+    ) -> None:
+        self._session = session
+        self._system = system
+        self._options = options
+        self._plans = list(plans)
+        self._forks: list[Sandbox] = []
+        self._touched = False
+        self._closed = False
+        self.journal: list[Result] = []
+        self.notices: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} {self.target} {self.image}>"
+
+    @property
+    def id(self) -> str:
+        """The engine's name for it."""
+        return self._system.id
+
+    @property
+    def target(self) -> Target:
+        """The system that it is."""
+        return self._system.spec.target
+
+    @property
+    def image(self) -> str:
+        """The name of the image that it started from."""
+        return self._system.spec.image
+
+    @property
+    def limits(self) -> Limits:
+        """What it may use."""
+        return self._system.spec.limits
+
+    @property
+    def system(self) -> System:
+        """The runtime's own side of it."""
+        return self._system
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = False,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess's name for it
+    ) -> Result:
+        """Run one command to its end.
+
+        `timeout` is in seconds: after it the command's whole tree is killed and SandboxTimeout raised, with what there was
+        in `.result`; the sandbox stays usable. `env` is added to the sandbox's own. Without `input` stdin is at end of
+        file. `check` raises CommandFailed for a status other than 0. A missing command is status 127.
+
+        Raises TypeError for a `str` argv, UnknownUser, MissingDirectory, SandboxTimeout, SandboxGone.
+        """
+        __tracebackhide__ = True
+        if isinstance(argv, str | bytes):
+            msg = f"argv is a list, not a string: write sandbox.run({_as_list(argv)!r})"
+            raise TypeError(msg)
+        words = [os.fspath(word) if isinstance(word, os.PathLike) else word for word in argv]
+        if not words:
+            msg = "argv is empty: name a command, like sandbox.run(['true'])"
+            raise ValueError(msg)
+        for word in words:
+            if not isinstance(word, str):
+                msg = f"argv holds {word!r}: every word must be a str"
+                raise TypeError(msg)
+        self._touched = True
+        data = input.encode("utf-8", "surrogateescape") if isinstance(input, str) else input
+        result = self._system.run(
+            words, timeout=timeout, env=env, cwd=cwd, user=user, input=data
+        )
+        self._note(result)
+        if check and not result.ok:
+            said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+            why = f"hit the {result.limit} limit" if result.limit else f"status {result.returncode}"
+            msg = f"`{shlex.join(words)}`: {why}" + (f": {said[-1]}" if said else "")
+            raise CommandFailed(msg, result, next_step="see result.stdout and result.stderr")
+        return result
+
+    def _note(self, result: Result) -> None:
+        self.journal.append(result)
+        del self.journal[:-_JOURNAL]
+
+    # -- recipes -------------------------------------------------------------------------------
+
+    def install(self, recipe: str | Recipe, *, version: str | None = None) -> None:
+        """Run a recipe's plan here; the recipe's packages must be in the image.
+
+        An untouched sandbox changes to an image that has them. Once a command has run, what is missing is an error that
+        names the mark to use. Raises UsageError for an unknown recipe, PlanError, StepFailed, SandboxTimeout.
+        """
+        from pytest_sandbox.images.requirements import requirements_of
+        from pytest_sandbox.plans.script import compile_plan
+
+        session = self._session
+        found = session.recipe(recipe) if isinstance(recipe, str) else recipe
+        plan = plan_for(session, found, self.target, version)
+        programs = compile_plan(plan)
+        if not self._touched and not self._options.image:
+            self._adopt([*self._plans, plan], requirements_of(plan))
+        installer = Installer(
+            self._system, session.downloader, log=session.logs(self._system.id[:12])
+        )
+        try:
+            installer.install(programs)
+        except StepFailed as failed:
+            if failed.result is None and "has not installed" in failed.what:
+                failed.next_step = (
+                    f"put @pytest.mark.requires_system({found.name!r}) on the test, or install first"
+                )
+            raise
+        finally:
+            self._touched = True
+            for _, result in installer.results:
+                self._note(result)
+            self.notices += installer.notices
+
+    def _adopt(self, plans: list[Plan], wanted: SystemRequirements) -> None:
+        if wanted.network and self._options.network is None:
+            network: Network | None = "bridge"
+        else:
+            network = None
+        old = self._system
+        image = _image(self._session, plans, self.target)
+        if image == old.spec.image and network is None:
+            return
+        self._plans = plans
+        self._system = self._session.start(
+            image,
+            old.spec.target,
+            old.spec.limits,
+            network=network or old.spec.network,
+            no_new_privileges=old.spec.no_new_privileges,
+            env=self._options.env,
+            user=old.spec.user,
+            cwd=old.spec.cwd,
+            mounts=old.spec.mounts,
+            tmpfs=old.spec.tmpfs,
+            purpose=old.spec.purpose,
+        )
+        self._session.release(old)
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def copy_in(self, source: str | os.PathLike[str], target: str) -> None:
+        """`cp -a` from the host: a folder to a new path becomes that path; mode and symlinks are kept.
+
+        The copies belong to root. Raises FileNotFoundError for a missing source or a missing folder above the target.
+        """
+        from pytest_sandbox.archives import pack
+
+        self._touched = True
+        host = Path(source)
+        if not host.exists() and not host.is_symlink():
+            raise FileNotFoundError(2, "no such file to copy in", str(host))
+        parent, name = self._destination(target, host.name or host.resolve().name)
+        with tempfile.TemporaryFile(prefix="pytest-sandbox-") as tar:
+            pack(host, name, tar)
+            tar.seek(0)
+            self._system.put(tar, parent)
+
+    def _destination(self, target: str, name: str) -> tuple[str, str]:
+        path = self._absolute(target)
+        there = self._system.stat(str(path))
+        if target.endswith("/") or (there is not None and _is_folder(self._system, str(path))):
+            parent = path
+        else:
+            parent, name = path.parent, path.name
+        if not _is_folder(self._system, str(parent)):
+            raise FileNotFoundError(2, "no such folder in the sandbox", str(parent))
+        return str(parent), name
+
+    def copy_out(self, source: str, target: str | os.PathLike[str]) -> None:
+        """`cp -a` to the host: a folder to a new path becomes that path; mode and symlinks are kept.
+
+        Raises FileNotFoundError for a missing source.
+        """
+        from pytest_sandbox.archives import unpack_to_host
+
+        self._touched = True
+        path = self._absolute(source)
+        stat, chunks = self._system.get(str(path))
+        unpack_to_host(stream_of(chunks), Path(target), stat.name)
+
+    def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        """The text of a file in the sandbox; raises FileNotFoundError, IsADirectoryError."""
+        return self.read_bytes(path).decode(encoding)
+
+    def read_bytes(self, path: str) -> bytes:
+        """The bytes of a file in the sandbox; raises FileNotFoundError, IsADirectoryError."""
+        import tarfile
+
+        where = str(self._absolute(path))
+        for _ in range(40):  # as many symlinks as the kernel follows
+            stat, chunks = self._system.get(where)
+            with tarfile.open(fileobj=stream_of(chunks), mode="r|") as tar:
+                member = tar.next()
+                if member is None or member.isdir():
+                    raise IsADirectoryError(21, "is a folder in the sandbox", path)
+                if member.issym():
+                    where = str(PurePosixPath(where).parent / member.linkname)
+                    continue
+                source = tar.extractfile(member)
+                if source is None:
+                    msg = f"{path} in the sandbox is no regular file ({stat.mode:o})"
+                    raise OSError(msg)
+                return source.read()
+        raise OSError(40, "too many symlinks in the sandbox", path)
+
+    def write_text(self, path: str, text: str, *, mode: int = 0o644, encoding: str = "utf-8") -> None:
+        """Write a file of root's in the sandbox; raises FileNotFoundError for a missing folder."""
+        import tarfile
+        import time
+
+        self._touched = True
+        where = self._absolute(path)
+        if not _is_folder(self._system, str(where.parent)):
+            raise FileNotFoundError(2, "no such folder in the sandbox", str(where.parent))
+        data = text.encode(encoding)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            member = tarfile.TarInfo(where.name)
+            member.size, member.mode, member.mtime = len(data), mode, int(time.time())
+            tar.addfile(member, io.BytesIO(data))
+        packed.seek(0)
+        self._system.put(packed, str(where.parent))
+
+    def _absolute(self, path: str) -> PurePosixPath:
+        return PurePosixPath(self._system.spec.cwd or "/") / path
+
+    # -- points in time ------------------------------------------------------------------------
+
+    def changes(self) -> Changes:
+        """Added, changed and removed paths against the image; empty in a fresh sandbox."""
+        return self._system.changes()
+
+    def snapshot(self) -> Snapshot:
+        """A copy-on-write point of the file system; processes and tmpfs are not in it."""
+        name = self._system.snapshot()
+        return Snapshot(name, self.target, self.limits, dict(self._options.env))
+
+    def fork(self) -> Sandbox:
+        """A second sandbox that starts from this one's files as they are now, with the same limits."""
+        return self._session_start(self.snapshot().name)
+
+    def _session_start(self, image: str) -> Sandbox:
+        spec = self._system.spec
+        system = self._session.start(
+            image,
+            spec.target,
+            spec.limits,
+            network=spec.network,
+            no_new_privileges=spec.no_new_privileges,
+            env=self._options.env,
+            user=spec.user,
+            cwd=spec.cwd,
+            mounts=spec.mounts,
+            tmpfs=spec.tmpfs,
+            purpose=spec.purpose,
+        )
+        child = Sandbox(self._session, system, self._options, self._plans)
+        child._touched = True
+        self._forks.append(child)
+        return child
+
+    def logs(self) -> str:
+        """What background processes wrote."""
+        return self._system.logs()
+
+    def stats(self) -> Stats:
+        """Peak memory (bytes), CPU time (seconds) and bytes written so far."""
+        return self._system.stats()
+
+    def shell(self) -> str:
+        """Keep a copy of the system as it is now, and return the command line that enters it."""
+        from pytest_sandbox.runtimes.kept import keep
+
+        return f"pytest-sandbox shell {keep(self._system)}"
+
+    def close(self) -> None:
+        """End it, and every fork of it, at once; may be called again."""
+        if not self._closed:
+            self._closed = True
+            for child in self._forks:
+                child.close()
+            self._session.release(self._system)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _as_list(argv: str | bytes) -> list[str]:
+    text = argv.decode("utf-8", "replace") if isinstance(argv, bytes) else argv
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
+def _is_folder(system: System, path: str) -> bool:
+    import stat
+
+    for _ in range(40):
+        found = system.stat(path)
+        if found is None:
+            return False
+        if not stat.S_ISLNK(found.mode):
+            return stat.S_ISDIR(found.mode)
+        path = str(PurePosixPath(path).parent / found.link)
+    return False
+
+
+class _Stream(io.RawIOBase):
+    """An iterable of bytes as a file to read; tarfile's stream mode needs no more."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks: Iterator[bytes] = iter(chunks)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            block = next(self._chunks, None)
+            if block is None:
+                return 0
+            self._rest = block
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+
+def plan_for(session: RunSession, recipe: Recipe, target: Target, version: str | None) -> Plan:
+    """The recipe's plan; `version` wins over the run's own settings."""
+    if version is None:
+        return session.plan(recipe, target)
+    from pytest_sandbox.plans.resolve import resolve
+
+    versions = {**session.settings.versions(), recipe.name: version}
+    return resolve(recipe, target, catalogue=session.catalogue, versions=versions)
+
+
+def _image(session: RunSession, plans: Sequence[Plan], target: Target) -> str:
+    from pytest_sandbox.images.requirements import merged, requirements_of
+
+    wanted = merged([requirements_of(plan) for plan in plans])
+    return session.image(wanted, target).info.name
+
+
+def open_sandbox(
+    session: RunSession,
+    keywords: Mapping[str, Any],
+    *,
+    requires: Sequence[str] = (),
+    snapshot: Snapshot | None = None,
+    where: str = "sandbox()",
+    purpose: str = "",
+) -> Sandbox:
+    """Start a sandbox as the keywords of a mark or factory ask; its image gets what the recipes `requires` need.
+
+    Raises UsageError for a wrong keyword or an unknown recipe, RuntimeUnavailable, ImageUnavailable, BuildFailed.
+    """
+    options = read_options(keywords, where)
+    target = _target(session, options, snapshot)
+    recipes = [session.recipe(name) for name in requires]
+    plans = [session.plan(recipe, target) for recipe in recipes]
+    if snapshot is not None:
+        image = snapshot.name
+    elif options.image:
+        session.base(target, options.image)
+        image = options.image
+    else:
+        image = _image(session, plans, target)
+    limits = session.settings.limits(PROFILES[options.profile]).override(**options.limits)
+    if snapshot is not None and not options.limits:
+        limits = snapshot.limits
+    network = options.network or cast("Network", session.settings.network or "none")
+    system = session.start(
+        image,
+        target,
+        limits,
+        network=network,
+        no_new_privileges=options.no_new_privileges,
+        env={**(snapshot.spec_env if snapshot else {}), **options.env},
+        user=options.user,
+        cwd=options.cwd,
+        mounts=options.mounts,
+        tmpfs=options.tmpfs,
+        purpose=purpose,
+    )
+    sandbox = Sandbox(session, system, options, plans)
+    sandbox._touched = snapshot is not None
+    return sandbox
+
+
+def _target(session: RunSession, options: Options, snapshot: Snapshot | None) -> Target:
+    if options.target is not None:
+        return options.target
+    if snapshot is not None:
+        return snapshot.target
+    family = options.family or "debian"
+    if options.arch:
+        return Target("linux", options.arch, family)
+    return session.default_target(family)
+
+
+def stream_of(chunks: Iterable[bytes]) -> IO[bytes]:
+    """An iterable of bytes as a file to read."""
+    return cast("IO[bytes]", io.BufferedReader(_Stream(chunks)))
