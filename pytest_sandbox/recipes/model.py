@@ -86,7 +86,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
 
     def literals(self) -> tuple[str, ...]:
         """Every pattern that must occur; `patterns` wins over `pattern`, empty ones say nothing."""
-        found = self.patterns if self.patterns else [self.pattern]
+        found = self.patterns or [self.pattern]
         return tuple(pattern for pattern in found if pattern)
 
 
