@@ -339,6 +339,13 @@ class RunSession:
                 self._closer = ThreadPoolExecutor(2, thread_name_prefix="pytest-sandbox-close")
             self._closer.submit(system.close)
 
+    def discard(self, image: str) -> None:
+        """Remove a snapshot of this run once the systems that `release` ends are gone."""
+        with self._lock:
+            if self._closer is None:
+                self._closer = ThreadPoolExecutor(2, thread_name_prefix="pytest-sandbox-close")
+            self._closer.submit(self.runtime.remove_image, image)
+
     def close(self) -> None:
         """End everything that this process started; may be called again."""
         with self._lock:

@@ -1,0 +1,284 @@
+"""One recipe on one target, from plan to verdict: resolve, image, install, verify, prove."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import Blame, Phase, PlanError, SandboxError
+from pytest_sandbox.install import STEP_ENV, GuidanceNeeded, Installer, is_trusted
+from pytest_sandbox.limits import PROFILES
+from pytest_sandbox.plans.model import HOME
+from pytest_sandbox.proofs.verify import checks, needs_version, run_checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from pytest_sandbox.limits import Limits
+    from pytest_sandbox.plans.model import Plan, StepProgram
+    from pytest_sandbox.proofs.verify import Check
+    from pytest_sandbox.recipes.model import Recipe
+    from pytest_sandbox.runtimes.base import Network, Result, System
+    from pytest_sandbox.session import ReadyImage, RunSession
+    from pytest_sandbox.targets import Target
+
+
+class Unproved(SandboxError):
+    """Nothing failed and nothing was proved: the item is skipped with this reason, never passed."""
+
+    blame = Blame.UNSUPPORTED
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is known of one item: where its time went (seconds by phase), its image, its last command."""
+
+    recipe: str
+    target: Target
+    phases: dict[str, float] = field(default_factory=dict)
+    image: str = ""
+    digest: str = ""
+    hit: bool = False
+    memory_peak: int = 0
+    exit_status: int | None = None
+    blame: str = ""
+    kept: str = ""
+    log: Path | None = None
+    results: list[tuple[str, Result]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def properties(self) -> list[tuple[str, str]]:
+        """The short facts for junit: image, digest, cache hit, phase durations, peak memory, exit status."""
+        found = [("sandbox.recipe", self.recipe), ("sandbox.target", str(self.target))]
+        if self.image:
+            found += [
+                ("sandbox.image", self.image),
+                ("sandbox.image.digest", self.digest),
+                ("sandbox.image.hit", "true" if self.hit else "false"),
+            ]
+        found += [(f"sandbox.seconds.{name}", f"{took:.3f}") for name, took in self.phases.items()]
+        if self.memory_peak:
+            found.append(("sandbox.memory.peak", str(self.memory_peak)))
+        if self.exit_status is not None:
+            found.append(("sandbox.exit_status", str(self.exit_status)))
+        if self.blame:
+            found.append(("sandbox.blame", self.blame))
+        if self.kept:
+            found.append(("sandbox.kept", self.kept))
+        return found
+
+
+@dataclass(slots=True)
+class Proof:
+    """Proves that one recipe installs and works on one target. `run` raises SandboxError, or Unproved for a skip."""
+
+    session: RunSession
+    recipe: Recipe
+    target: Target
+    outcome: Outcome
+    node: str = ""
+    """The item's name, for folders and the names of sandboxes."""
+    further: Callable[[System, Plan], object] | None = None
+    """Proofs after verify, in the same system."""
+
+    def run(self) -> None:
+        """From plan to verdict."""
+        try:
+            self._run()
+        except SandboxError as error:
+            self.outcome.blame = str(error.blame)
+            result = getattr(error, "result", None)
+            if result is not None:
+                self.outcome.exit_status = result.returncode
+            raise
+
+    def _run(self) -> None:
+        with self._phase(Phase.RESOLVE):
+            plan, programs, todo = self._resolve()
+        with self._phase(Phase.IMAGE):
+            from pytest_sandbox.images.requirements import requirements_of
+
+            wanted = requirements_of(plan)
+            ready = self.session.image(wanted, self.target)
+            self.outcome.image, self.outcome.digest = ready.info.name, ready.info.digest
+            self.outcome.hit = ready.hit
+        limits = self.session.settings.limits(PROFILES[wanted.profile])
+        self.outcome.log = self.session.logs(self.node)
+        if is_trusted(programs):
+            self._check_only(plan, programs, todo, ready, limits)
+        else:
+            network = self.session.settings.network or ("bridge" if wanted.network else "none")
+            self._install_and_verify(plan, programs, todo, ready, limits, network)  # type: ignore[arg-type]  # choices were checked when read
+        if not todo:
+            msg = "it installs, but the recipe has no check that could prove that it works"
+            raise Unproved(msg, phase=Phase.VERIFY, next_step="add a [verify] table")
+
+    # -- resolve -------------------------------------------------------------------------------
+
+    def _resolve(self) -> tuple[Plan, list[StepProgram], list[Check]]:
+        from pytest_sandbox.plans.script import compile_plan, install_dir
+
+        try:
+            plan = self.session.plan(self.recipe, self.target)
+            if not plan.steps:
+                msg = f"no step of the recipe is meant for {self.target}"
+                raise Unproved(msg, next_step="add a step, or exclude the target in [metadata]")
+            if plan.verify is not None and not plan.version and needs_version(plan.verify):
+                msg = "the verify table uses {version} and no version is known"
+                raise Unproved(
+                    msg, next_step=f"--sandbox-version {self.recipe.name}=VERSION"
+                )
+            programs = compile_plan(plan)
+        except PlanError as error:
+            if error.blame is Blame.UNSUPPORTED:
+                raise Unproved(error.what, next_step=error.next_step) from error
+            raise
+        todo = checks(plan.verify, version=plan.version, install_dir=install_dir(plan))
+        return plan, programs, todo
+
+    # -- install and verify --------------------------------------------------------------------
+
+    def _check_only(
+        self,
+        plan: Plan,
+        programs: Sequence[StepProgram],
+        todo: Sequence[Check],
+        ready: ReadyImage,
+        limits: Limits,
+    ) -> None:
+        # Nothing of the recipe's own runs before verify, so one system with verify's fences does both.
+        with self._system(ready.info.name, limits, "none", fenced=True) as system:
+            self._install(system, programs, limits)
+            self._verify(system, plan, todo, limits)
+
+    def _install_and_verify(
+        self,
+        plan: Plan,
+        programs: Sequence[StepProgram],
+        todo: Sequence[Check],
+        ready: ReadyImage,
+        limits: Limits,
+        network: Network,
+    ) -> None:
+        with self._system(ready.info.name, limits, network, fenced=False) as system:
+            self._install(system, programs, limits)
+            with self._phase(Phase.INSTALL):
+                snapshot = system.snapshot() if todo else ""
+        if not todo:
+            return
+        # Verify on a second system from the files alone: nothing that a step left running can touch the verdict.
+        left = limits.override(timeout=max(1.0, limits.timeout - self._spent()))
+        try:
+            with self._system(snapshot, left, "none", fenced=True) as system:
+                self._verify(system, plan, todo, left)
+        finally:
+            self.session.discard(snapshot)
+
+    def _spent(self) -> float:
+        return self.outcome.phases.get(Phase.INSTALL, 0.0)
+
+    def _install(self, system: System, programs: Sequence[StepProgram], limits: Limits) -> None:
+        installer = Installer(
+            system,
+            self.session.downloader,
+            log=self.outcome.log,
+            deadline=time.monotonic() + limits.timeout,
+        )
+        with self._phase(Phase.INSTALL):
+            try:
+                installer.install(programs)
+            except GuidanceNeeded as missing:
+                raise Unproved(
+                    missing.what, phase=Phase.INSTALL, next_step=missing.next_step
+                ) from missing
+            finally:
+                self.outcome.results += installer.results
+                self.outcome.notices += installer.notices
+
+    def _verify(
+        self, system: System, plan: Plan, todo: Sequence[Check], limits: Limits
+    ) -> None:
+        if not todo:
+            return
+        with self._phase(Phase.VERIFY):
+            done = run_checks(
+                system,
+                todo,
+                env=STEP_ENV,
+                cwd=HOME if system.stat(HOME) else "/",
+                log=self.outcome.log,
+                timeout=limits.timeout,
+            )
+        self.outcome.results += [(check.name, result) for check, result in done]
+        self.outcome.exit_status = done[-1][1].returncode
+        if self.further is not None:
+            with self._phase(Phase.PROVE):
+                self.further(system, plan)
+
+    # -- around --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _system(
+        self, image: str, limits: Limits, network: Network, *, fenced: bool
+    ) -> Iterator[System]:
+        phase = Phase.VERIFY if image.startswith("tsuku/sandbox-snapshot") else Phase.INSTALL
+        with self._phase(phase):
+            system = self.session.start(
+                image,
+                self.target,
+                limits,
+                network=network,
+                no_new_privileges=fenced,
+                purpose=f"{self.recipe.name}-{self.target.id}",
+            )
+        try:
+            yield system
+        except Exception as error:
+            if not isinstance(error, Unproved):
+                self._keep(system, "failed")
+            raise
+        else:
+            self._keep(system, "always")
+        finally:
+            self._measure(system)
+            self.session.release(system)
+
+    def _measure(self, system: System) -> None:
+        if system.alive():
+            try:
+                self.outcome.memory_peak = max(self.outcome.memory_peak, system.stats().memory_peak)
+            except SandboxError:
+                pass  # it ended in this very moment: the peak is unknown, the verdict stands
+
+    def _keep(self, system: System, when: str) -> None:
+        setting = self.session.settings.keep
+        if setting == "always" or (setting == when == "failed"):
+            from pytest_sandbox.runtimes.kept import keep
+
+            try:
+                self.outcome.kept = keep(system, env=STEP_ENV, cwd=HOME)
+            except SandboxError as gone:
+                self.outcome.notices.append(f"the system could not be kept: {gone.what}")
+
+    @contextmanager
+    def _phase(self, phase: Phase) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            took = time.monotonic() - began
+            self.outcome.phases[phase] = self.outcome.phases.get(phase, 0.0) + took
+
+
+def describe(outcome: Outcome) -> list[tuple[str, str]]:
+    """What a failing report says of the item: target, image, and the commands that ran."""
+    lines: list[tuple[str, str]] = [("target", str(outcome.target))]
+    if outcome.image:
+        short = outcome.digest.removeprefix("sha256:")[:12]
+        state = "cached" if outcome.hit else "built"
+        lines.append(("image", f"{outcome.image} ({short}, {state})"))
+    return lines
+
