@@ -40,9 +40,10 @@ class Phase(StrEnum):
 class Blame(StrEnum):
     """Whose fault an outcome is.
 
-    A non-zero step, a failed check or a prompt on stdin is the recipe's. The wall clock is `timeout`; memory, pids, disk
-    and output are `limit`. An engine that is gone and an untrusted certificate are the host's. 404 and a wrong hash are
-    upstream's. DNS, refused or cut connections, 429 and 5xx are the network's.
+    A non-zero step, a failed check or a prompt on stdin is the recipe's. The wall clock is
+    `timeout`; memory, pids, disk and output are `limit`. An engine that is gone and an untrusted
+    certificate are the host's. 404 and a wrong hash are upstream's. DNS, refused or cut
+    connections, 429 and 5xx are the network's.
     """
 
     RECIPE = "recipe"
@@ -55,9 +56,13 @@ class Blame(StrEnum):
 
 
 def printable(text: str) -> str:
-    """Escape control characters (but not tab and newline), so that output cannot drive a terminal or a CI log."""
+    """Escape control characters (but not tab and newline), so that output cannot drive a terminal
+    or a CI log.
+    """
     return "".join(
-        ch if ch in "\t\n" or (ch.isprintable() or ch == " ") else ch.encode("unicode_escape").decode()
+        ch
+        if ch in "\t\n" or (ch.isprintable() or ch == " ")
+        else ch.encode("unicode_escape").decode()
         for ch in text
     )
 
@@ -65,8 +70,9 @@ def printable(text: str) -> str:
 class SandboxError(Exception):
     """The root of every error that this package raises.
 
-    `what` says what happened, `next_step` what to do about it; `phase` and `blame` place it. `str()` is the one line
-    `PHASE[/PROOF]: BLAME: what; next: step` that reports begin with. `details` may hold more lines (a log's tail).
+    `what` says what happened, `next_step` what to do about it; `phase` and `blame` place it.
+    `str()` is the one line `PHASE[/PROOF]: BLAME: what; next: step` that reports begin with.
+    `details` may hold more lines (a log's tail).
     """
 
     phase: Phase = Phase.RESOLVE
@@ -114,7 +120,13 @@ class RecipeError(SandboxError):
     blame = Blame.RECIPE
 
     def __init__(
-        self, what: str, *, path: str = "", line: int | None = None, key: str = "", next_step: str = ""
+        self,
+        what: str,
+        *,
+        path: str = "",
+        line: int | None = None,
+        key: str = "",
+        next_step: str = "",
     ) -> None:
         super().__init__(what, next_step=next_step)
         self.path = path
@@ -168,7 +180,9 @@ class ImageUnavailable(SandboxError):
 
 
 class BuildFailed(SandboxError):
-    """An image build that ended badly. `command` is the failing instruction, `details` its last lines."""
+    """An image build that ended badly. `command` is the failing instruction, `details` its last
+    lines.
+    """
 
     phase = Phase.IMAGE
     blame = Blame.RECIPE
@@ -231,7 +245,9 @@ class CommandFailed(SandboxError):
     phase = Phase.INSTALL
     blame = Blame.RECIPE
 
-    def __init__(self, what: str, result: Result, *, next_step: str = "", details: str = "") -> None:
+    def __init__(
+        self, what: str, result: Result, *, next_step: str = "", details: str = ""
+    ) -> None:
         super().__init__(what, next_step=next_step, details=details)
         self.result = result
 

@@ -27,7 +27,9 @@ _INSTALL = {
 
 
 def lacking(recipe: Recipe, target: Target | None = None) -> str:
-    """Why this machine does not have what the recipe requires, with the way to get it; empty if it has."""
+    """Why this machine does not have what the recipe requires, with the way to get it; empty if it
+    has.
+    """
     from pytest_sandbox.recipes.require_system import read_require_system
 
     target = target or host_target()

@@ -9,7 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import IO, TYPE_CHECKING, Final, assert_never, cast
 
 from pytest_sandbox.errors import (
     Blame,
@@ -55,23 +55,28 @@ _CHECKS = (RequireCommand, RequirePackages, Notice)
 
 
 class GuidanceNeeded(StepFailed):
-    """A command is missing that only a person can install; the recipe's own `manual` text says how."""
+    """A command is missing that only a person can install; the recipe's own `manual` text says
+    how.
+    """
 
     blame = Blame.UNSUPPORTED
 
 
 def is_trusted(programs: Sequence[StepProgram]) -> bool:
-    """Whether the programs only look at the system: nothing that a recipe wrote runs or is put there.
+    """Whether the programs only look at the system: nothing that a recipe wrote runs or is put
+    there.
 
-    Then install and verify can share one system; otherwise verify starts from a snapshot of it, so that nothing that a
-    step left running can touch the verdict.
+    Then install and verify can share one system; otherwise verify starts from a snapshot of it, so
+    that nothing that a step left running can touch the verdict.
     """
     return all(isinstance(op, _CHECKS) for program in programs for op in program.operations)
 
 
 @dataclass(slots=True)
 class Installer:
-    """Runs programs in `system`; `log` names the folder for full logs, `notices` collects what `manual` steps say."""
+    """Runs programs in `system`; `log` names the folder for full logs, `notices` collects what
+    `manual` steps say.
+    """
 
     system: System
     downloader: Downloader | None
@@ -86,7 +91,9 @@ class Installer:
     _count: int = 0
 
     def install(self, programs: Sequence[StepProgram]) -> None:
-        """Carry out every program in order. Raises StepFailed, DownloadError, SandboxTimeout, SandboxGone."""
+        """Carry out every program in order. Raises StepFailed, DownloadError, SandboxTimeout,
+        SandboxGone.
+        """
         if not is_trusted(programs):
             self._plain(["mkdir", "-p", f"{TOOLS_HOME}/bin", f"{TOOLS_HOME}/tools/current", WORK])
         for program in programs:
@@ -162,7 +169,12 @@ class Installer:
         if self.deadline is not None:
             timeout = max(0.1, self.deadline - time.monotonic())
         return self.system.run(
-            argv, cwd=cwd, env=self.env if env is None else env, log=log, merge=merge, timeout=timeout
+            argv,
+            cwd=cwd,
+            env=self.env if env is None else env,
+            log=log,
+            merge=merge,
+            timeout=timeout,
         )
 
     def _plain(self, argv: Sequence[str]) -> Result:
@@ -201,9 +213,7 @@ class Installer:
             clean = Path(folder) / "clean.tar"
             name = PurePosixPath(op.archive).name
             with clean.open("wb") as out:
-                transcode(
-                    archive, op.format, out, strip=op.strip, files=op.files, name=name
-                )
+                transcode(archive, op.format, out, strip=op.strip, files=op.files, name=name)
             with clean.open("rb") as tar:
                 self.system.put(tar, op.dest)
 
@@ -240,11 +250,15 @@ class Installer:
         asked = self._run([op.command, op.version_flag], merge=True)
         self.results.append((label, asked))
         if asked.returncode != 0:
-            self._missing(op, f"{op.command} {op.version_flag} exited with {asked.returncode}", asked)
+            self._missing(
+                op, f"{op.command} {op.version_flag} exited with {asked.returncode}", asked
+            )
         match = re.search(op.version_regex, asked.stdout)
         if match is None or not match.groups():
             msg = f"no version in what {op.command} {op.version_flag} prints"
-            raise StepFailed(msg, result=asked, next_step=f"mend version_regex {op.version_regex!r}")
+            raise StepFailed(
+                msg, result=asked, next_step=f"mend version_regex {op.version_regex!r}"
+            )
         if not at_least(match[1], op.min_version):
             self._missing(op, f"{op.command} {match[1]} is older than {op.min_version}", asked)
 
@@ -269,8 +283,9 @@ class Installer:
 def check_limit(result: Result, subject: str) -> None:
     """Raise StepFailed with blame `limit` if a limit ended or harmed the command."""
     if result.limit is not None:
+        msg = f"{subject} hit the {result.limit} limit"
         raise StepFailed(
-            f"{subject} hit the {result.limit} limit",
+            msg,
             result=result,
             blame=blame_of_limit(result.limit),
             next_step=f"raise it with --sandbox-{_OPTIONS[result.limit]} if the need is real",
@@ -293,7 +308,7 @@ def blame_of_limit(limit: str | None) -> Blame | None:
     return Blame.TIMEOUT if limit == "time" else Blame.LIMIT
 
 
-def _one_file(name: str, source: io.BufferedIOBase, size: int, mode: int) -> io.BufferedIOBase:
+def _one_file(name: str, source: IO[bytes], size: int, mode: int) -> IO[bytes]:
     # Spooled: a large download goes through a file, never through pytest's memory.
     tar_file = tempfile.SpooledTemporaryFile(max_size=1 << 20)  # noqa: SIM115 - the caller reads it
     with tarfile.open(fileobj=tar_file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -301,7 +316,7 @@ def _one_file(name: str, source: io.BufferedIOBase, size: int, mode: int) -> io.
         member.size, member.mode, member.mtime = size, mode, int(time.time())
         tar.addfile(member, source)
     tar_file.seek(0)
-    return tar_file  # type: ignore[return-value]  # SpooledTemporaryFile is one from 3.11 on
+    return cast("IO[bytes]", tar_file)
 
 
 def _missing_apt(run: Callable[..., Result], packages: Sequence[str]) -> list[str]:
@@ -317,9 +332,7 @@ def _missing_apt(run: Callable[..., Result], packages: Sequence[str]) -> list[st
 
 
 def _missing_rpm(run: Callable[..., Result], packages: Sequence[str]) -> list[str]:
-    return [
-        p for p in packages if run(["rpm", "-q", "--whatprovides", p]).returncode != 0
-    ]
+    return [p for p in packages if run(["rpm", "-q", "--whatprovides", p]).returncode != 0]
 
 
 def _missing_pacman(run: Callable[..., Result], packages: Sequence[str]) -> list[str]:
@@ -340,7 +353,7 @@ _QUERIES: Final[Mapping[str, Callable[[Callable[..., Result], Sequence[str]], li
 
 
 def explain(error: SandboxError) -> list[str]:
-    """The lines under a report's headline: command, status, limit and last lines of what it wrote."""
+    """The lines under a headline: command, status, limit and last lines of what it wrote."""
     result: Result | None = getattr(error, "result", None)
     lines: list[str] = []
     if result is not None:

@@ -13,7 +13,9 @@ _UNIT = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def parse_size(value: str | int) -> int:
-    """Bytes from `512m`, `2g`, `2GiB` or a plain number (units are powers of 1024). Raises UsageError."""
+    """Bytes from `512m`, `2g`, `2GiB` or a plain number (units are powers of 1024). Raises
+    UsageError.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = _SIZE.fullmatch(str(value))
@@ -35,8 +37,9 @@ def show_size(size: int) -> str:
 class Limits:
     """What one sandbox may use.
 
-    `memory` and `disk` and `output` are bytes (memory counts swap: one limit), `cpus` cores, `pids` and `nofile` counts,
-    `timeout` the wall clock of the whole sandbox in seconds. `output` ends a command that writes more to one stream.
+    `memory` and `disk` and `output` are bytes (memory counts swap: one limit), `cpus` cores,
+    `pids` and `nofile` counts, `timeout` the wall clock of the whole sandbox in seconds. `output`
+    ends a command that writes more to one stream.
     """
 
     memory: int = 2 << 30
@@ -57,4 +60,6 @@ PROFILES = {
     "default": Limits(),
     "build": Limits(memory=4 << 30, cpus=4.0, pids=500, timeout=900.0),
 }
-"""The profiles of the registry's own sandbox: binary installs, and installs that build or use the network."""
+"""The profiles of the registry's own sandbox: binary installs, and installs that build or use the
+network.
+"""

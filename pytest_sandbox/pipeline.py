@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,9 @@ class Unproved(SandboxError):
 
 @dataclass(slots=True)
 class Outcome:
-    """What is known of one item: where its time went (seconds by phase), its image, its last command."""
+    """What is known of one item: where its time went (seconds by phase), its image, its last
+    command.
+    """
 
     recipe: str
     target: Target
@@ -51,7 +53,9 @@ class Outcome:
     notices: list[str] = field(default_factory=list)
 
     def properties(self) -> list[tuple[str, str]]:
-        """The short facts for junit: image, digest, cache hit, phase durations, peak memory, exit status."""
+        """The short facts for junit: image, digest, cache hit, phase durations, peak memory, exit
+        status.
+        """
         found = [("sandbox.recipe", self.recipe), ("sandbox.target", str(self.target))]
         if self.image:
             found += [
@@ -73,7 +77,9 @@ class Outcome:
 
 @dataclass(slots=True)
 class Proof:
-    """Proves that one recipe installs and works on one target. `run` raises SandboxError, or Unproved for a skip."""
+    """Proves that one recipe installs and works on one target. `run` raises SandboxError, or
+    Unproved for a skip.
+    """
 
     session: RunSession
     recipe: Recipe
@@ -128,9 +134,7 @@ class Proof:
                 raise Unproved(msg, next_step="add a step, or exclude the target in [metadata]")
             if plan.verify is not None and not plan.version and needs_version(plan.verify):
                 msg = "the verify table uses {version} and no version is known"
-                raise Unproved(
-                    msg, next_step=f"--sandbox-version {self.recipe.name}=VERSION"
-                )
+                raise Unproved(msg, next_step=f"--sandbox-version {self.recipe.name}=VERSION")
             programs = compile_plan(plan)
         except PlanError as error:
             if error.blame is Blame.UNSUPPORTED:
@@ -149,7 +153,7 @@ class Proof:
         ready: ReadyImage,
         limits: Limits,
     ) -> None:
-        # Nothing of the recipe's own runs before verify, so one system with verify's fences does both.
+        # Nothing of the recipe's own runs before verify: one system with its fences does both.
         with self._system(ready.info.name, limits, "none", fenced=True) as system:
             self._install(system, programs, limits)
             self._verify(system, plan, todo, limits)
@@ -169,7 +173,8 @@ class Proof:
                 snapshot = system.snapshot() if todo else ""
         if not todo:
             return
-        # Verify on a second system from the files alone: nothing that a step left running can touch the verdict.
+        # Verify on a second system, from the files alone: nothing that a step left running can
+        # touch the verdict.
         left = limits.override(timeout=max(1.0, limits.timeout - self._spent()))
         try:
             with self._system(snapshot, left, "none", fenced=True) as system:
@@ -198,9 +203,7 @@ class Proof:
                 self.outcome.results += installer.results
                 self.outcome.notices += installer.notices
 
-    def _verify(
-        self, system: System, plan: Plan, todo: Sequence[Check], limits: Limits
-    ) -> None:
+    def _verify(self, system: System, plan: Plan, todo: Sequence[Check], limits: Limits) -> None:
         if not todo:
             return
         with self._phase(Phase.VERIFY):
@@ -248,10 +251,10 @@ class Proof:
 
     def _measure(self, system: System) -> None:
         if system.alive():
-            try:
-                self.outcome.memory_peak = max(self.outcome.memory_peak, system.stats().memory_peak)
-            except SandboxError:
-                pass  # it ended in this very moment: the peak is unknown, the verdict stands
+            # It may end in this very moment: then the peak is unknown, and the verdict stands.
+            with suppress(SandboxError):
+                peak = system.stats().memory_peak
+                self.outcome.memory_peak = max(self.outcome.memory_peak, peak)
 
     def _keep(self, system: System, when: str) -> None:
         setting = self.session.settings.keep
@@ -281,4 +284,3 @@ def describe(outcome: Outcome) -> list[tuple[str, str]]:
         state = "cached" if outcome.hit else "built"
         lines.append(("image", f"{outcome.image} ({short}, {state})"))
     return lines
-

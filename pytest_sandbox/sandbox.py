@@ -69,7 +69,9 @@ _KEYS = (
 
 
 def read_options(keywords: Mapping[str, Any], where: str) -> Options:
-    """Check the keywords of a mark or a factory call; raises UsageError that names the key (`where` is the mark)."""
+    """Check the keywords of a mark or a factory call; raises UsageError that names the key
+    (`where` is the mark).
+    """
     values: dict[str, Any] = {"limits": {}}
     for key, value in keywords.items():
         try:
@@ -113,7 +115,9 @@ def _read(key: str, value: Any) -> Any:  # noqa: PLR0911 - one arm a key
         case "target":
             return match_targets([str(value)])[0]
         case "tmpfs":
-            pairs = value.items() if isinstance(value, dict) else ((path, 64 << 20) for path in value)
+            pairs = (
+                value.items() if isinstance(value, dict) else ((path, 64 << 20) for path in value)
+            )
             return {str(path): parse_size(size) for path, size in pairs}
         case "mounts":
             return tuple(_mount(item) for item in value)
@@ -123,8 +127,9 @@ def _read(key: str, value: Any) -> Any:  # noqa: PLR0911 - one arm a key
             return bool(value)
         case "user" | "cwd" | "image":
             return str(value)
-    msg = "unknown key"
-    raise UsageError(msg, next_step=f"use one of {', '.join(sorted(_KEYS))}")
+        case _:
+            msg = "unknown key"
+            raise UsageError(msg, next_step=f"use one of {', '.join(sorted(_KEYS))}")
 
 
 def _mount(item: Any) -> Mount:
@@ -145,7 +150,9 @@ def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A stopped copy-on-write point of a sandbox. `sandbox_factory(snapshot=...)` starts others from it."""
+    """A stopped copy-on-write point of a sandbox. `sandbox_factory(snapshot=...)` starts others
+    from it.
+    """
 
     name: str
     target: Target
@@ -156,7 +163,8 @@ class Snapshot:
 class Sandbox:
     """One throwaway system with limits: a clean Linux that ends with the test.
 
-    `target` is what it runs, `image` the name of the image that it came from, `limits` what it may use.
+    `target` is what it runs, `image` the name of the image that it came from, `limits` what it may
+    use.
     """
 
     def __init__(
@@ -211,15 +219,17 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
-        input: str | bytes | None = None,  # noqa: A002 - subprocess's name for it
+        input: str | bytes | None = None,
     ) -> Result:
         """Run one command to its end.
 
-        `timeout` is in seconds: after it the command's whole tree is killed and SandboxTimeout raised, with what there was
-        in `.result`; the sandbox stays usable. `env` is added to the sandbox's own. Without `input` stdin is at end of
-        file. `check` raises CommandFailed for a status other than 0. A missing command is status 127.
+        `timeout` is in seconds: after it the command's whole tree is killed and SandboxTimeout
+        raised, with what there was in `.result`; the sandbox stays usable. `env` is added to the
+        sandbox's own. Without `input` stdin is at end of file. `check` raises CommandFailed for a
+        status other than 0. A missing command is status 127.
 
-        Raises TypeError for a `str` argv, UnknownUser, MissingDirectory, SandboxTimeout, SandboxGone.
+        Raises TypeError for a `str` argv, UnknownUser, MissingDirectory, SandboxTimeout,
+        SandboxGone.
         """
         __tracebackhide__ = True
         if isinstance(argv, str | bytes):
@@ -235,9 +245,7 @@ class Sandbox:
                 raise TypeError(msg)
         self._touched = True
         data = input.encode("utf-8", "surrogateescape") if isinstance(input, str) else input
-        result = self._system.run(
-            words, timeout=timeout, env=env, cwd=cwd, user=user, input=data
-        )
+        result = self._system.run(words, timeout=timeout, env=env, cwd=cwd, user=user, input=data)
         self._note(result)
         if check and not result.ok:
             said = (result.stderr.strip() or result.stdout.strip()).splitlines()
@@ -255,8 +263,9 @@ class Sandbox:
     def install(self, recipe: str | Recipe, *, version: str | None = None) -> None:
         """Run a recipe's plan here; the recipe's packages must be in the image.
 
-        An untouched sandbox changes to an image that has them. Once a command has run, what is missing is an error that
-        names the mark to use. Raises UsageError for an unknown recipe, PlanError, StepFailed, SandboxTimeout.
+        An untouched sandbox changes to an image that has them. Once a command has run, what is
+        missing is an error that names the mark to use. Raises UsageError for an unknown recipe,
+        PlanError, StepFailed, SandboxTimeout.
         """
         from pytest_sandbox.images.requirements import requirements_of
         from pytest_sandbox.plans.script import compile_plan
@@ -274,9 +283,7 @@ class Sandbox:
             installer.install(programs)
         except StepFailed as failed:
             if failed.result is None and "has not installed" in failed.what:
-                failed.next_step = (
-                    f"put @pytest.mark.requires_system({found.name!r}) on the test, or install first"
-                )
+                failed.next_step = f"put @pytest.mark.requires_system({found.name!r}) on the test, or install first"
             raise
         finally:
             self._touched = True
@@ -312,9 +319,11 @@ class Sandbox:
     # -- files ---------------------------------------------------------------------------------
 
     def copy_in(self, source: str | os.PathLike[str], target: str) -> None:
-        """`cp -a` from the host: a folder to a new path becomes that path; mode and symlinks are kept.
+        """`cp -a` from the host: a folder to a new path becomes that path; mode and symlinks are
+        kept.
 
-        The copies belong to root. Raises FileNotFoundError for a missing source or a missing folder above the target.
+        The copies belong to root. Raises FileNotFoundError for a missing source or a missing
+        folder above the target.
         """
         from pytest_sandbox.archives import pack
 
@@ -340,7 +349,8 @@ class Sandbox:
         return str(parent), name
 
     def copy_out(self, source: str, target: str | os.PathLike[str]) -> None:
-        """`cp -a` to the host: a folder to a new path becomes that path; mode and symlinks are kept.
+        """`cp -a` to the host: a folder to a new path becomes that path; mode and symlinks are
+        kept.
 
         Raises FileNotFoundError for a missing source.
         """
@@ -376,7 +386,9 @@ class Sandbox:
                 return source.read()
         raise OSError(40, "too many symlinks in the sandbox", path)
 
-    def write_text(self, path: str, text: str, *, mode: int = 0o644, encoding: str = "utf-8") -> None:
+    def write_text(
+        self, path: str, text: str, *, mode: int = 0o644, encoding: str = "utf-8"
+    ) -> None:
         """Write a file of root's in the sandbox; raises FileNotFoundError for a missing folder."""
         import tarfile
         import time
@@ -409,7 +421,9 @@ class Sandbox:
         return Snapshot(name, self.target, self.limits, dict(self._options.env))
 
     def fork(self) -> Sandbox:
-        """A second sandbox that starts from this one's files as they are now, with the same limits."""
+        """A second sandbox that starts from this one's files as they are now, with the same
+        limits.
+        """
         return self._session_start(self.snapshot().name)
 
     def _session_start(self, image: str) -> Sandbox:
@@ -529,9 +543,11 @@ def open_sandbox(
     where: str = "sandbox()",
     purpose: str = "",
 ) -> Sandbox:
-    """Start a sandbox as the keywords of a mark or factory ask; its image gets what the recipes `requires` need.
+    """Start a sandbox as the keywords of a mark or factory ask; its image gets what the recipes
+    `requires` need.
 
-    Raises UsageError for a wrong keyword or an unknown recipe, RuntimeUnavailable, ImageUnavailable, BuildFailed.
+    Raises UsageError for a wrong keyword or an unknown recipe, RuntimeUnavailable,
+    ImageUnavailable, BuildFailed.
     """
     options = read_options(keywords, where)
     target = _target(session, options, snapshot)

@@ -1,6 +1,7 @@
 """One run's shared state: settings, recipes, engine, images and every sandbox that is open.
 
-Everything is made on first use, so that configure and collect touch neither an engine nor the network.
+Everything is made on first use, so that configure and collect touch neither an engine nor the
+network.
 """
 
 from __future__ import annotations
@@ -47,9 +48,15 @@ def _quiet(line: str) -> None:
     del line
 
 
+def _nothing(name: str) -> None:
+    del name
+
+
 @dataclass(frozen=True, slots=True)
 class ReadyImage:
-    """An image that sandboxes can start from. `hit` says that it was there before; `seconds` is the wait for it."""
+    """An image that sandboxes can start from. `hit` says that it was there before; `seconds` is
+    the wait for it.
+    """
 
     info: ImageInfo
     spec: ImageSpec
@@ -68,7 +75,10 @@ class RunSession:
     """Where recipes are looked up by name."""
     worker: str = ""
     say: Callable[[str], None] = _quiet
-    runtime_override: Runtime | None = None
+    find: Callable[[str], Runtime | None] = _nothing
+    """Another plugin's runtime by the setting's name, or None for the built-in detection."""
+    main: bool = True
+    """Whether this process is the run's controller (or the only one): it sweeps at the end."""
     log_root: Callable[[], Path] | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     _runtime: Runtime | None = None
@@ -110,9 +120,7 @@ class RunSession:
 
         if "versions" not in self._cache:
             self._cache["versions"] = self.settings.versions()
-        return resolve(
-            recipe, target, catalogue=self.catalogue, versions=self._cache["versions"]
-        )
+        return resolve(recipe, target, catalogue=self.catalogue, versions=self._cache["versions"])
 
     @property
     def downloader(self) -> Downloader:
@@ -149,14 +157,16 @@ class RunSession:
             return self._runtime
 
     def _find_runtime(self) -> Runtime:
-        if self.runtime_override is not None:
-            return self.runtime_override
+        atexit.register(self.close)
+        given = self.find(self.settings.runtime)
+        if given is not None:
+            return given
         from pytest_sandbox.runtimes.detect import find_runtime
-        from pytest_sandbox.runtimes.reaper import reap_once
+        from pytest_sandbox.runtimes.reaper import mark_run, reap_once
 
         runtime = find_runtime(self.settings.runtime, self.environ)
+        mark_run(self.run, self.settings.runtime)
         reap_once(runtime, self.run)
-        atexit.register(self.close)
         return runtime
 
     @property
@@ -189,9 +199,7 @@ class RunSession:
         if "families" not in self._cache:
             from pytest_sandbox.images.families import load_families
 
-            self._cache["families"] = load_families(
-                self.settings.families, self.settings.bases()
-            )
+            self._cache["families"] = load_families(self.settings.families, self.settings.bases())
         found: Mapping[str, Family] = self._cache["families"]
         return found
 
@@ -206,7 +214,9 @@ class RunSession:
         return found
 
     def base(self, target: Target, reference: str) -> None:
-        """Make sure that a base image is at hand; raises ImageUnavailable (at once when it failed before)."""
+        """Make sure that a base image is at hand; raises ImageUnavailable (at once when it failed
+        before).
+        """
         from pytest_sandbox.runtimes.images import ensure_base
 
         key = Target(target.os, target.arch, target.family, gpu=reference)
@@ -231,7 +241,9 @@ class RunSession:
             self._bases[key] = None
 
     def image(self, requirements: SystemRequirements, target: Target) -> ReadyImage:
-        """The image that meets the requirements, built if it must be; raises SpecError, ImageUnavailable, BuildFailed."""
+        """The image that meets the requirements, built if it must be; raises SpecError,
+        ImageUnavailable, BuildFailed.
+        """
         from pytest_sandbox.images.name import image_hash
         from pytest_sandbox.images.spec import derive_spec
         from pytest_sandbox.provision.bases import base_digests
@@ -284,7 +296,9 @@ class RunSession:
     # -- sandboxes -----------------------------------------------------------------------------
 
     def environment(self, target: Target, network: str) -> dict[str, str]:
-        """What commands in a sandbox get: the fixed part, the CA variables, and proxies where there is a network."""
+        """What commands in a sandbox get: the fixed part, the CA variables, and proxies where
+        there is a network.
+        """
         from pytest_sandbox.provision.certificates import sandbox_ca_environment
         from pytest_sandbox.provision.proxies import proxy_environment
 
@@ -355,15 +369,23 @@ class RunSession:
             system.close()
         if closer is not None:
             closer.shutdown(wait=True)
-        if self._runtime is not None and self.runtime_override is None:
-            self._runtime.close()
-            self._runtime = None
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            if self.main:
+                runtime.sweep(self.run)
+            runtime.close()
         atexit.unregister(self.close)
 
-    @property
-    def used(self) -> bool:
-        """Whether an engine was asked for anything."""
-        return self._runtime is not None
+    def sweep_workers(self) -> None:
+        """On xdist's controller: remove what workers of this run left, if any of them used an
+        engine.
+        """
+        from pytest_sandbox.runtimes.reaper import unmark_run
+
+        name = unmark_run(self.run)
+        if name is not None and self._runtime is None:
+            self.runtime.sweep(self.run)
+            self.close()
 
     # -- what a person is told -----------------------------------------------------------------
 
@@ -392,7 +414,9 @@ def wanted_by_name(settings: Settings) -> bool:
 
 
 def is_absence(error: SandboxError) -> bool:
-    """Whether an error says that an engine or a base is not there (network or host), so that a default may skip."""
+    """Whether an error says that an engine or a base is not there (network or host), so that a
+    default may skip.
+    """
     return isinstance(error, ImageUnavailable | RuntimeUnavailable) and error.blame in {
         Blame.HOST,
         Blame.NETWORK,

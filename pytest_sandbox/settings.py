@@ -66,16 +66,12 @@ SETTINGS: Final = (
     Setting("rebuild", "flag", "Build the images anew"),
     Setting("offline", "flag", "Never pull, bootstrap or build with the network"),
     Setting("require", "flag", "Fail where a test would be skipped for want of an engine"),
-    Setting(
-        "pull", "text", "When base images are pulled", choices=("missing", "always", "never")
-    ),
+    Setting("pull", "text", "When base images are pulled", choices=("missing", "always", "never")),
     Setting("families", "path", "A families.toml of your own", "FILE"),
     Setting("base", "list", "Base image of a family", "FAMILY=REFERENCE"),
     Setting("image-age", "age", "Rebuild images older than this (7d)", "AGE"),
     Setting("image-prefix", "text", "Repository of cached images", "NAME"),
-    Setting(
-        "build-network", "text", "Network of image builds", choices=("none", "bridge", "host")
-    ),
+    Setting("build-network", "text", "Network of image builds", choices=("none", "bridge", "host")),
     Setting("build-timeout", "float", "Wall clock of one image build in seconds", "SECONDS"),
     Setting("build-memory", "size", "Memory of one image build", "SIZE"),
     Setting("build-cpus", "float", "CPUs of one image build", "N"),
@@ -153,7 +149,9 @@ _READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
 
 
 def read_value(setting: Setting, value: Any, source: str) -> Any:
-    """The typed value of a setting's text; raises UsageError that names `source` (where the text stood)."""
+    """The typed value of a setting's text; raises UsageError that names `source` (where the text
+    stood).
+    """
     try:
         typed = _READ[setting.kind](value)
     except UsageError as wrong:
@@ -236,7 +234,9 @@ class Settings:
 def read_settings(
     option: Callable[[str], Any], ini: Callable[[str], Any], environ: Mapping[str, str]
 ) -> Settings:
-    """Settings from the three sources; `option` and `ini` take a key and give None (or nothing) if unset."""
+    """Settings from the three sources; `option` and `ini` take a key and give None (or nothing) if
+    unset.
+    """
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         given = option(setting.key)

@@ -26,7 +26,9 @@ MANAGERS: Final[Mapping[str, str]] = {
 }
 """Package manager -> family."""
 
-FAMILY_MANAGERS: Final[Mapping[str, str]] = {family: manager for manager, family in MANAGERS.items()}
+FAMILY_MANAGERS: Final[Mapping[str, str]] = {
+    family: manager for manager, family in MANAGERS.items()
+}
 
 _MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
@@ -49,7 +51,9 @@ def libc_of(os_name: str, family: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Target:
-    """One system: `os` linux or darwin, `arch` amd64 or arm64, `family` (empty off Linux or when unknown)."""
+    """One system: `os` linux or darwin, `arch` amd64 or arm64, `family` (empty off Linux or when
+    unknown).
+    """
 
     os: str
     arch: str
@@ -71,7 +75,9 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read `linux/amd64/debian` or `darwin/arm64`. Raises UsageError that names the part at fault."""
+        """Read `linux/amd64/debian` or `darwin/arm64`. Raises UsageError that names the part at
+        fault.
+        """
         parts = text.strip().split("/")
         if len(parts) not in {2, 3} or not all(parts):
             msg = f"{text!r} is no target"
@@ -93,15 +99,17 @@ def _known(text: str, what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UsageError(msg, next_step=f"use one of {', '.join(allowed)}")
 
 
-LINUX_TARGETS: Final = tuple(Target("linux", arch, family) for arch in ARCHES for family in FAMILIES)
+LINUX_TARGETS: Final = tuple(
+    Target("linux", arch, family) for arch in ARCHES for family in FAMILIES
+)
 ALL_TARGETS: Final = (*LINUX_TARGETS, Target("darwin", "amd64"), Target("darwin", "arm64"))
 
 
 def match_targets(patterns: Iterable[str], among: Iterable[Target] = LINUX_TARGETS) -> list[Target]:
     """The targets that the globs (`linux/*/alpine`) name, in the order of `among`, each once.
 
-    A bare family (`alpine`), architecture (`arm64`) or id (`alpine-arm64`) is understood too. Raises UsageError for a
-    pattern that names nothing.
+    A bare family (`alpine`), architecture (`arm64`) or id (`alpine-arm64`) is understood too.
+    Raises UsageError for a pattern that names nothing.
     """
     among = tuple(among)
     chosen: set[Target] = set()
@@ -118,18 +126,24 @@ def match_targets(patterns: Iterable[str], among: Iterable[Target] = LINUX_TARGE
             if not any(ch in text for ch in "*?[") and "/" in text:
                 Target.parse(text)  # names the part at fault
             msg = f"target {pattern!r} names none of the known targets"
-            raise UsageError(msg, next_step="write os/arch/family, globs allowed, like linux/*/alpine")
+            raise UsageError(
+                msg, next_step="write os/arch/family, globs allowed, like linux/*/alpine"
+            )
         chosen |= found
     return [target for target in among if target in chosen]
 
 
 def family_of(identifier: str, id_like: Iterable[str] = ()) -> str:
-    """The family of a distribution by its ID, then by each ID_LIKE word; raises UsageError for an unknown one."""
+    """The family of a distribution by its ID, then by each ID_LIKE word; raises UsageError for an
+    unknown one.
+    """
     for word in (identifier, *id_like):
         if word in _DISTRIBUTIONS:
             return _DISTRIBUTIONS[word]
     msg = f"unknown distribution {identifier!r}"
-    raise UsageError(msg, next_step=f"name the family yourself: {', '.join(FAMILIES)}", blame=Blame.UNSUPPORTED)
+    raise UsageError(
+        msg, next_step=f"name the family yourself: {', '.join(FAMILIES)}", blame=Blame.UNSUPPORTED
+    )
 
 
 def family_from_os_release(text: str) -> str:

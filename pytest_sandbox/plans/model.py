@@ -1,16 +1,16 @@
 """Plan: the steps of one recipe for one target with everything filled in; JSON format_version 5.
 
-And Operation: what a step comes to inside a sandbox. Operations are data; `sandbox.py` carries them out.
+And Operation: what a step comes to inside a sandbox. Operations are data; `sandbox.py` carries
+them out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
-if TYPE_CHECKING:
-    from pytest_sandbox.recipes.model import Verify
+from pytest_sandbox.recipes.model import Verify  # noqa: TC001 - msgspec reads the annotations
 
 FORMAT_VERSION: Final = 5
 OLDEST_FORMAT: Final = 2
@@ -18,7 +18,9 @@ OLDEST_FORMAT: Final = 2
 HOME: Final = "/workspace"
 TOOLS_HOME: Final = "/workspace/tsuku"
 WORK: Final = "/workspace/work"
-"""Folders inside a sandbox: HOME of its commands, where tools are installed, where a recipe's steps work."""
+"""Folders inside a sandbox: HOME of its commands, where tools are installed, where a recipe's
+steps work.
+"""
 
 
 class PlatformSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -30,7 +32,11 @@ class PlatformSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class PlanStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. `checksum` is SHA-256 in hex, `size` bytes; `source` is the index of the recipe's step (from 1)."""
+    """One step. `checksum` is SHA-256 in hex, `size` bytes.
+
+    `source` is the index of the recipe's step (from 1, 0: not known) and `composite` the action
+    that the recipe wrote where this step is a part of it; neither is written to JSON.
+    """
 
     action: str
     params: dict[str, Any] = {}
@@ -41,6 +47,7 @@ class PlanStep(msgspec.Struct, frozen=True, kw_only=True):
     checksum: str = ""
     size: int = 0
     source: int = 0
+    composite: str = ""
 
 
 class DependencyPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +62,11 @@ class DependencyPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The steps of one recipe for one target. `version` is empty where nothing needs one."""
+    """The steps of one recipe for one target. `version` is empty where nothing needs one.
+
+    `obstacles` say why the plan cannot be carried out (a dependency that no recipe folder has);
+    they are not written to JSON.
+    """
 
     tool: str
     platform: PlatformSpec
@@ -69,13 +80,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     verify: Verify | None = None
     recipe_type: str = ""
     binaries: list[str] = []
+    obstacles: list[str] = []
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run `argv` in `cwd`; a status outside `expect` fails the step with `failure` (or a general text).
+    """Run `argv` in `cwd`; a status outside `expect` fails the step with `failure` (or a general
+    text).
 
-    `recipe_text` says that the recipe itself wrote what runs (run_command): such commands make the system untrusted for
-    the verify phase, which then starts from a snapshot.
+    `recipe_text` says that the recipe itself wrote what runs (run_command): such commands make the
+    system untrusted for the verify phase, which then starts from a snapshot.
     """
 
     argv: tuple[str, ...]
@@ -88,17 +101,30 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The host downloads `urls` (in order until one serves it), checks the hash, and puts the file at `dest`."""
+    """The host downloads `urls` (in order until one serves it), checks it, and puts it at `dest`.
+
+    `checksum` is hex. Where it is empty, `checksum_url` names a file that holds it: alone, or as
+    the first word of the line that ends with the download's own name. Where both are empty the
+    download is unverified: nobody ever wrote down what it should be.
+    """
 
     urls: tuple[str, ...]
     checksum: str
     algorithm: str = "sha256"
     dest: str
     size: int = 0
+    checksum_url: str = ""
+
+    @property
+    def unverified(self) -> bool:
+        """Whether nothing says what the download should be."""
+        return not self.checksum and not self.checksum_url
 
 
 class Unpack(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Unpack `archive` (a path in the sandbox) into the folder `dest` there; the host checks every member."""
+    """Unpack `archive` (a path in the sandbox) into the folder `dest` there; the host checks every
+    member.
+    """
 
     archive: str
     dest: str
@@ -116,8 +142,10 @@ class WriteFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class RequireCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """`command` must be on PATH; with `min_version` the first group of `version_regex` in what `command version_flag`
-    prints must be that or newer. `guidance` is what a person should do where it is missing."""
+    """`command` must be on PATH; with `min_version` the first group of `version_regex` in what
+    `command version_flag` prints must be that or newer. `guidance` is what a person should do
+    where it is missing.
+    """
 
     command: str
     version_flag: str = ""
@@ -134,7 +162,9 @@ class RequirePackages(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Something to tell the reader of the report; no effect (`manual`, services in a system without init)."""
+    """Something to tell the reader of the report; no effect (`manual`, services in a system
+    without init).
+    """
 
     text: str
     manual: bool = False
@@ -144,7 +174,9 @@ Operation = Command | Fetch | Unpack | WriteFile | RequireCommand | RequirePacka
 
 
 class StepProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a plan as operations. `tool` is whose step it is; `label` is for reports: `jq: step 2 (extract)`."""
+    """A step of a plan as operations. `tool` is whose step it is; `label` is for reports: `jq:
+    step 2 (extract)`.
+    """
 
     tool: str
     label: str

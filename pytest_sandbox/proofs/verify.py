@@ -1,7 +1,7 @@
 """The first proof: the recipe's own `[verify]` table holds.
 
-The command runs in a shell of its own with stdout and stderr as one stream, so that compound commands are captured whole.
-Patterns are literal substrings. Without a check there is no proof.
+The command runs in a shell of its own with stdout and stderr as one stream, so that compound
+commands are captured whole. Patterns are literal substrings. Without a check there is no proof.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def needs_version(verify: Verify) -> bool:
 
 
 def checks(verify: Verify | None, *, version: str, install_dir: str) -> list[Check]:
-    """The checks of a verify table: its own, then each additional one. Empty where there is no command."""
+    """The checks of a verify table: its own, then each additional one. Empty where there is no
+    command.
+    """
     if verify is None or not verify.command:
         return []
 
@@ -64,7 +66,9 @@ def checks(verify: Verify | None, *, version: str, install_dir: str) -> list[Che
 
 
 def shortcoming(check: Check, returncode: int, missing: Sequence[str]) -> str:
-    """What is wrong, in words, or empty: the exit status, then the first pattern that did not occur."""
+    """What is wrong, in words, or empty: the exit status, then the first pattern that did not
+    occur.
+    """
     if returncode != check.exit_code:
         return f"`{check.command}` exited with status {returncode}, expected {check.exit_code}"
     if missing:

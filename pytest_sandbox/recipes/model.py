@@ -68,7 +68,7 @@ class AdditionalCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verify(msgspec.Struct, frozen=True, kw_only=True):
-    """`[verify]`: the check of an installation. Patterns are literal substrings of stdout and stderr together."""
+    """`[verify]`: the check of an installation. Patterns are literal substrings of its output."""
 
     command: str = ""
     pattern: str = ""
@@ -123,8 +123,8 @@ class When(msgspec.Struct, frozen=True, kw_only=True):
     def matches(self, target: Target) -> bool:
         """Whether the clause holds on `target`.
 
-        `platform` decides alone; off Linux `libc` is not consulted; `package_manager` never excludes (it is only a
-        remark in the registry's recipes).
+        `platform` decides alone; off Linux `libc` is not consulted; `package_manager` never
+        excludes (it is only a remark in the registry's recipes).
         """
         if self.platform:
             return f"{target.os}/{target.arch}" in self.platform
@@ -140,7 +140,7 @@ class When(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One `[[steps]]` entry. Every key that is not reserved is a parameter of the action. `index` counts from 1."""
+    """One `[[steps]]` entry. A key that is not reserved is a parameter; `index` counts from 1."""
 
     action: str
     index: int

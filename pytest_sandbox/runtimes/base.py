@@ -1,7 +1,7 @@
 """What every runtime offers: the Protocols, and the plain data that crosses them.
 
-A runtime builds images and starts sandboxes. Nothing above this package knows which engine does it. One contract suite
-(tests/contract) holds every runtime to the same behaviour.
+A runtime builds images and starts sandboxes. Nothing above this package knows which engine does
+it. One contract suite (tests/contract) holds every runtime to the same behaviour.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pytest_sandbox.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path, PurePosixPath
+    from pathlib import Path
 
     from pytest_sandbox.targets import Target
 
@@ -25,17 +25,20 @@ PullPolicy = Literal["missing", "always", "never"]
 HEAD: Final = 1 << 20
 TAIL: Final = 1 << 20
 LOG_LIMIT: Final = 64 << 20
-"""Of each stream this many bytes of head and of tail are kept; a full log file holds at most LOG_LIMIT bytes."""
+"""Of each stream this many bytes of head and of tail are kept; a full log file holds at most
+LOG_LIMIT bytes.
+"""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """What one command did.
 
-    `returncode` is the exit status: 127 for a missing command, 126 for one that cannot be executed, 128 + n for one that
-    signal n ended. `truncated` says that the middle of a stream was dropped (1 MiB of head and of tail are kept); `log` is
-    the file with more of it, if one was asked for. `limit` names the limit that ended or harmed the command, from the
-    cgroup's own record. `duration` is in seconds.
+    `returncode` is the exit status: 127 for a missing command, 126 for one that cannot be
+    executed, 128 + n for one that signal n ended. `truncated` says that the middle of a stream was
+    dropped (1 MiB of head and of tail are kept); `log` is the file with more of it, if one was
+    asked for. `limit` names the limit that ended or harmed the command, from the cgroup's own
+    record. `duration` is in seconds.
     """
 
     argv: tuple[str, ...]
@@ -64,7 +67,9 @@ class Result:
 
     def __repr__(self) -> str:
         extra = f" limit={self.limit}" if self.limit else ""
-        return f"<Result {list(self.argv)!r} returncode={self.returncode}{extra} {self.duration:.3f}s>"
+        return (
+            f"<Result {list(self.argv)!r} returncode={self.returncode}{extra} {self.duration:.3f}s>"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,9 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who owns what a run leaves behind: boot id + pid namespace + pid + start time (clock ticks since boot)."""
+    """Who owns what a run leaves behind: boot id + pid namespace + pid + start time (clock ticks
+    since boot).
+    """
 
     run: str
     boot: str
@@ -122,7 +129,9 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """One image build: the context holds exactly `files` (name -> bytes), the Dockerfile among them."""
+    """One image build: the context holds exactly `files` (name -> bytes), the Dockerfile among
+    them.
+    """
 
     name: str
     target: Target
@@ -155,9 +164,11 @@ class RuntimeInfo:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What differs from the image: sorted absolute paths. The plugin's own files and mount points never show.
+    """What differs from the image: sorted absolute paths. The plugin's own files and mount points
+    never show.
 
-    A folder stands under `changed` only for itself (mode, owner), not because something in it changed.
+    A folder stands under `changed` only for itself (mode, owner), not because something in it
+    changed.
     """
 
     added: tuple[str, ...] = ()
@@ -170,7 +181,9 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Use of resources so far: peak memory and bytes written to disk in bytes, CPU time in seconds."""
+    """Use of resources so far: peak memory and bytes written to disk in bytes, CPU time in
+    seconds.
+    """
 
     memory_peak: int
     cpu_seconds: float
@@ -198,8 +211,8 @@ class System(Protocol):
     ) -> Result:
         """Run one command to its end (`merge`: stderr goes into stdout, in order).
 
-        Raises SandboxTimeout (the command's whole tree is dead then, the sandbox usable), SandboxGone, UnknownUser,
-        MissingDirectory.
+        Raises SandboxTimeout (the command's whole tree is dead then, the sandbox usable),
+        SandboxGone, UnknownUser, MissingDirectory.
         """
         ...
 
@@ -217,9 +230,7 @@ class System(Protocol):
 
     def changes(self) -> Changes: ...
 
-    def snapshot(
-        self, *, name: str | None = None, labels: Mapping[str, str] | None = None
-    ) -> str:
+    def snapshot(self, *, name: str | None = None, labels: Mapping[str, str] | None = None) -> str:
         """A copy-on-write point of the file system: the name of an image to start others from.
 
         Without `name` it belongs to this run and ends with it; with one it stays.

@@ -1,4 +1,6 @@
-"""Systems that outlive a run, because somebody wants to look into them: images `tsuku/sandbox-kept:<id>`."""
+"""Systems that outlive a run, because somebody wants to look into them: images
+`tsuku/sandbox-kept:<id>`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def keep(system: System, env: dict[str, str] | None = None, cwd: str = "/") -> s
         name=f"{KEPT}:{identity}",
         labels={
             "org.pytest-sandbox.kept": "1",
-            "org.pytest-sandbox.env": json.dumps({**system.spec.env, **(env or {})}, sort_keys=True),
+            "org.pytest-sandbox.env": json.dumps(
+                {**system.spec.env, **(env or {})}, sort_keys=True
+            ),
             "org.pytest-sandbox.cwd": cwd,
             "org.pytest-sandbox.target": str(system.spec.target),
         },

@@ -1,0 +1,231 @@
+"""A recipe file becomes test items: `recipes/jq.toml::install[debian-amd64]`, one for each target.
+
+Collecting only reads text: no engine, no network, no clock.
+"""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sandbox.errors import RecipeError, SandboxError, printable
+from pytest_sandbox.install import explain
+from pytest_sandbox.pipeline import Outcome, Proof, Unproved, describe
+from pytest_sandbox.recipes.load import read_recipe
+from pytest_sandbox.recipes.select import unsupported_reason
+from pytest_sandbox.reporting import HEADLINE
+from pytest_sandbox.session import is_absence, wanted_by_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from _pytest._code.code import ExceptionInfo, TerminalRepr
+
+    from pytest_sandbox.recipes.model import Recipe
+    from pytest_sandbox.session import RunSession
+    from pytest_sandbox.targets import Target
+
+OUTCOME = pytest.StashKey[Outcome]()
+
+
+class RecipeWarning(pytest.PytestWarning):
+    """Something in a recipe that the format silently ignores."""
+
+
+def _install(request: pytest.FixtureRequest, sandbox_runtime: object) -> None:
+    """The body of every recipe item: the fixture stands for `an engine is there`."""
+    del sandbox_runtime
+    item = request.node
+    assert isinstance(item, RecipeItem)
+    item.prove()
+
+
+class RecipeFile(pytest.File):
+    """One recipe file."""
+
+    run_session: RunSession
+    targets: Sequence[Target]
+    unsupported: list[tuple[str, str]]
+
+    @classmethod
+    def from_parent(  # type: ignore[override]  # pytest's own way to add arguments
+        cls,
+        parent: pytest.Collector,
+        *,
+        path: Path,
+        run_session: RunSession,
+        targets: Sequence[Target],
+        unsupported: list[tuple[str, str]],
+    ) -> Self:
+        """A node for `path`; `unsupported` collects (node id, reason) of targets that yield no
+        item.
+        """
+        node: Self = super().from_parent(parent, path=path)
+        node.run_session = run_session
+        node.targets = targets
+        node.unsupported = unsupported
+        return node
+
+    def collect(self) -> Iterable[pytest.Item]:
+        try:
+            recipe, findings = read_recipe(self.path)
+        except RecipeError as error:
+            yield BrokenRecipe.from_parent(self, name="load", error=error)
+            return
+        for finding in findings:
+            text = f"{finding.key}: {finding.message}" if finding.key else finding.message
+            if finding.suggestion:
+                text += f"; {finding.suggestion}"
+            warnings.warn_explicit(
+                RecipeWarning(text), RecipeWarning, str(self.path), finding.line or 1
+            )
+        shared: Any = None
+        tags = recipe.metadata.tags
+        for target in self.targets:
+            reason = unsupported_reason(recipe, target)
+            if reason:
+                self.unsupported.append((f"{self.nodeid}::install[{target.id}]", reason))
+                continue
+            item = RecipeItem.from_parent(
+                self,
+                name=f"install[{target.id}]",
+                originalname="install",
+                callobj=_install,
+                fixtureinfo=shared,
+            )
+            # Fixtures depend on the folder only: the items of a file share what pytest found.
+            shared = item._fixtureinfo
+            item.recipe, item.target, item.run_session = recipe, target, self.run_session
+            if tags:
+                item.extra_keyword_matches.update(tags)
+            yield item
+
+
+class RecipeItem(pytest.Function):
+    """One recipe on one target: green when it installed and its check held on a clean system."""
+
+    recipe: Recipe
+    target: Target
+    run_session: RunSession
+
+    def prove(self) -> None:
+        """Run the pipeline; raises SandboxError for a failure, skips where nothing was proved."""
+        outcome = Outcome(self.recipe.name, self.target)
+        self.stash[OUTCOME] = outcome
+        session = self.run_session
+        proof = Proof(
+            session,
+            self.recipe,
+            self.target,
+            outcome,
+            node=f"{self.recipe.name}-{self.target.id}",
+            further=self._further,
+        )
+        try:
+            proof.run()
+        except Unproved as reason:
+            pytest.skip(_one_line(reason))
+        except SandboxError as error:
+            if is_absence(error) and not wanted_by_name(session.settings):
+                pytest.skip(f"{self.target.family}: {error}")
+            raise
+        finally:
+            self.user_properties += outcome.properties()
+
+    def _further(self, system: object, plan: object) -> None:
+        self.config.hook.pytest_sandbox_prove(config=self.config, system=system, plan=plan)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return self.path, None, f"recipe: {self.recipe.name} [{self.target.id}]"
+
+    def repr_failure(  # type: ignore[override]  # pytest.Function's own is narrower than Node's
+        self, excinfo: ExceptionInfo[BaseException]
+    ) -> str | TerminalRepr:
+        error = excinfo.value
+        if not isinstance(error, SandboxError):
+            return super().repr_failure(excinfo)
+        session, outcome = self.run_session, self.stash.get(OUTCOME, None)
+        lines = [f"recipe: {self.path}"]
+        if outcome is not None:
+            lines += [f"{name}: {value}" for name, value in describe(outcome)]
+        lines += explain(error)
+        if outcome is not None:
+            lines += [f"note: {notice}" for notice in outcome.notices]
+            if outcome.log is not None:
+                lines.append(f"logs: {outcome.log}")
+        lines.append(f"reproduce: {self._reproduce()}")
+        if outcome is not None and outcome.kept:
+            lines.append(f"enter it: pytest-sandbox shell {outcome.kept}")
+        headline = session.mask(error.headline())
+        self.user_properties.append((HEADLINE, headline))
+        body = session.mask(printable("\n".join(lines)))
+        return _failure(excinfo, headline, body, self.path)
+
+    def _reproduce(self) -> str:
+        settings = self.run_session.settings
+        words = ["pytest", "--sandbox", self.nodeid]
+        if "target" in settings.given:
+            words += ["--sandbox-target", str(self.target)]
+        for pair in settings.version:
+            words += ["--sandbox-version", pair]
+        for name in ("runtime", "memory", "pids", "timeout", "network"):
+            if name in settings.given:
+                words += [f"--sandbox-{name}", str(getattr(settings, name))]
+        return shlex.join(words)
+
+
+class BrokenRecipe(pytest.Item):
+    """The one failing item of a recipe file that cannot be read."""
+
+    error: RecipeError
+
+    @classmethod
+    def from_parent(  # type: ignore[override]  # pytest's own way to add arguments
+        cls, parent: pytest.Collector, *, name: str, error: RecipeError
+    ) -> Self:
+        """An item that fails with `error`."""
+        node: Self = super().from_parent(parent, name=name)
+        node.error = error
+        return node
+
+    def runtest(self) -> None:
+        raise self.error
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        line = self.error.line
+        return self.path, line - 1 if line else None, f"recipe: {self.path.name}"
+
+    def repr_failure(  # type: ignore[override]  # Node's own signature allows more styles
+        self, excinfo: ExceptionInfo[BaseException]
+    ) -> str | TerminalRepr:
+        if not isinstance(excinfo.value, RecipeError):
+            return super().repr_failure(excinfo)
+        headline = self.error.headline()
+        self.user_properties.append((HEADLINE, headline))
+        body = f"lint it: pytest-sandbox lint {self.path}"
+        return _failure(excinfo, headline, body, self.path, self.error.line or 1)
+
+
+def _one_line(error: SandboxError) -> str:
+    text = error.what + (f"; next: {error.next_step}" if error.next_step else "")
+    return printable(" ".join(text.split()))
+
+
+def _failure(
+    excinfo: ExceptionInfo[BaseException], headline: str, body: str, path: Path, line: int = 1
+) -> TerminalRepr:
+    """A report that begins with the headline, and carries it to the short summary (also from a
+    worker).
+    """
+    found: Any = excinfo.getrepr(style="native")
+    entry = found.reprtraceback.reprentries[0]
+    del found.reprtraceback.reprentries[1:]
+    entry.lines[:] = [f"{headline}\n", *(f"  {text}\n" for text in body.splitlines())]
+    found.reprcrash.message = headline
+    found.reprcrash.path, found.reprcrash.lineno = str(path), line
+    return found  # type: ignore[no-any-return]  # getrepr's own type hides the parts that are set here
