@@ -113,7 +113,9 @@ class _State:
         if self._collecting is None:
             from pytest_sandbox.recipe_paths import Chooser
 
-            self._collecting = Chooser(self.settings.recipes, self.config.rootpath)
+            config = self.config
+            named = config.args_source is config.ArgsSource.ARGS
+            self._collecting = Chooser(self.settings.recipes, config.rootpath, named=named)
         return self._collecting
 
     def _find(self, name: str) -> Runtime | None:

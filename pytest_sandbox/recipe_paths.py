@@ -44,10 +44,12 @@ class Chooser:
     a folder that was named on the command line.
     """
 
-    def __init__(self, globs: Sequence[str], rootpath: Path) -> None:
+    def __init__(self, globs: Sequence[str], rootpath: Path, *, named: bool) -> None:
+        """`named` says that paths stood on the command line."""
         self._prefix = f"{rootpath.as_posix().rstrip('/')}/"
         self._patterns = [_pattern(glob) for glob in globs]
-        self._named: dict[Path, bool] = {rootpath: False}
+        self._any_named = named
+        self._named: dict[Path, bool] = {}
 
     def wants(self, path: Path, is_named: Callable[[Path], bool]) -> bool:
         """Whether `path` is a recipe; `is_named` tells whether a folder stood on the command line."""
@@ -56,7 +58,11 @@ class Chooser:
             relative = text[len(self._prefix) :]
             if any(pattern.fullmatch(relative) for pattern in self._patterns):
                 return True
-        return self._below_named(path.parent, is_named) and _looks_like_recipe(path)
+        return (
+            self._any_named
+            and self._below_named(path.parent, is_named)
+            and _looks_like_recipe(path)
+        )
 
     def _below_named(self, folder: Path, is_named: Callable[[Path], bool]) -> bool:
         known = self._named.get(folder)
