@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from pytest_sandbox.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -17,7 +19,7 @@ Severity = Literal["error", "warning"]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """`line` counts from 1 (0: unknown); `suggestion` is a word that was probably meant, or empty."""
+    """`line` counts from 1 (0: unknown); `suggestion` is what was probably meant, or empty."""
 
     path: str
     line: int
@@ -30,7 +32,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         where = f"{self.path or 'recipe'}:{self.line}" if self.line else self.path or "recipe"
         key = f"{self.key}: " if self.key else ""
         meant = f"; did you mean {self.suggestion!r}?" if self.suggestion else ""
-        return f"{where}: {self.severity}: {key}{self.message}{meant}"
+        line = f"{where}: {self.severity}: {key}{self.message}{meant}"
+        return printable(line).replace("\n", "\\n")
 
 
 class Remark(msgspec.Struct, frozen=True):
@@ -43,7 +46,7 @@ class Remark(msgspec.Struct, frozen=True):
 
 
 def key_text(where: KeyPath) -> str:
-    """`steps[2].when.os` for ("steps", 1, "when", "os"); indexes are shown from 1, as errors count."""
+    """`steps[2].when.os` for ("steps", 1, "when", "os"): indexes are shown from 1."""
     text = ""
     for part in where:
         if isinstance(part, int):

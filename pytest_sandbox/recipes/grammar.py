@@ -1,8 +1,8 @@
-"""Strict grammars for every name of a recipe that reaches a package manager, a shell or a Dockerfile.
+"""Strict grammars for the names of a recipe that reach a package manager, shell or Dockerfile.
 
 Each `check_*` returns its value or raises GrammarError (a ValueError) that says what was expected.
-A value with a template (`python{version}`) is checked with the placeholder taken as a digit: whoever
-expands templates checks again.
+A value with a template (`python{version}`) is checked with the placeholder taken as a digit:
+whoever expands templates checks again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:-]*")
 
 
 class GrammarError(ValueError):
-    """A value that its grammar refuses. `where` is the key path below the step (from check_params)."""
+    """A value that its grammar refuses. `where` is the key path below the step."""
 
     def __init__(self, message: str, where: KeyPath = ()) -> None:
         super().__init__(message)
@@ -259,7 +259,7 @@ _MANAGER_OF: Final = {
 
 
 def check_params(action: str, params: Mapping[str, Any]) -> None:
-    """Hold a system action's parameters against their grammars; of other actions nothing is checked.
+    """Hold a system action's parameters against their grammars; others are not looked at.
 
     Absent, empty and wholly mistyped parameters pass (lint reports them, and the action then has
     nothing to do); a value that is there and breaks its grammar raises GrammarError with `where`.

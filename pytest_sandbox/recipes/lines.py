@@ -6,6 +6,7 @@ The parser keeps no positions. This scan is only made when there is something to
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ def positions(text: str) -> Mapping[KeyPath, tuple[int, int]]:
     """Key path -> (start, end) offsets of where it is written: a header, a key with its value, an
     item. `text` must be valid TOML; where the scan loses its way it stops with what it has."""
     scan = _Scan(text)
-    try:
+    with suppress(_LostError, IndexError):
         scan.document()
-    except (_LostError, IndexError):
-        pass
     return scan.found
 
 

@@ -334,10 +334,7 @@ def platform_conflict(action: Action, when: When) -> str:
     if action.family and when.linux_family and when.linux_family != action.family:
         return f"{action.name} is for {action.family}, but linux_family is {when.linux_family!r}"
     os_name = os_name or (when.os[0] if len(when.os) == 1 else "")
-    if os_name != "darwin":
-        return ""
-    if family:
-        return f"linux_family {family!r} never holds on darwin"
-    if len(when.libc) == 1:
-        return f"libc {when.libc[0]!r} never holds on darwin"
-    return ""
+    linux_only = f"linux_family {family!r}" if family else ""
+    if not family and len(when.libc) == 1:
+        linux_only = f"libc {when.libc[0]!r}"
+    return f"{linux_only} never holds on darwin" if linux_only and os_name == "darwin" else ""

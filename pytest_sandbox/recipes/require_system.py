@@ -74,8 +74,9 @@ def read_require_system(step: Step, path: str = "") -> RequireSystem:
         return read_params(step.params)
     except RequireSystemError as wrong:
         key = key_text(("steps", step.index - 1, *wrong.where))
+        msg = f"{key}: {wrong}"
         raise RecipeError(
-            f"{key}: {wrong}", path=path, key=key, next_step=wrong.next_step.format(path=path)
+            msg, path=path, key=key, next_step=wrong.next_step.format(path=path or "RECIPE")
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What of a recipe applies to a target: the step filter, and whether the recipe supports it at all."""
+"""What of a recipe applies to a target: the step filter, and whether it is supported at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def exclusion(metadata: Metadata, os_name: str, arch: str, libc: str) -> str:
     """Which key of `[metadata]` excludes the platform; empty where none does.
 
     An absent allowlist means the default, an empty one of os or arch means nothing; an empty
-    supported_libc means all. Off Linux the C library is not consulted. `libc` may be empty (unknown).
+    supported_libc means all. Off Linux the C library is not consulted; `libc` may be empty.
     """
     if os_name not in _allowed(metadata.supported_os, DEFAULT_OS):
         return f"metadata.supported_os does not list {os_name}"

@@ -44,7 +44,7 @@ _LISTED: Final = (("patches", PATCH_KEYS), ("resources", RESOURCE_KEYS))
 
 
 def traps(document: dict[str, Any]) -> list[Remark]:
-    """Warnings about a document that loaded as a recipe."""
+    """Warnings about a document, whether it loaded as a recipe or not."""
     found: list[Remark] = []
     if not TABLES.issuperset(document):
         _unknown(found, document, TABLES, (), "table")
@@ -53,11 +53,14 @@ def traps(document: dict[str, Any]) -> list[Remark]:
         if isinstance(table, dict) and not known.issuperset(table):
             _unknown(found, table, known, (name,), "key")
     for name, known in _LISTED:
-        for index, table in enumerate(document.get(name, ())):
-            if not known.issuperset(table):
+        written = document.get(name, ())
+        for index, table in enumerate(written if isinstance(written, list) else ()):
+            if isinstance(table, dict) and not known.issuperset(table):
                 _unknown(found, table, known, (name, index), "key")
-    for index, step in enumerate(document["steps"]):
-        _step(found, step, ("steps", index))
+    steps = document.get("steps", ())
+    for index, step in enumerate(steps if isinstance(steps, list) else ()):
+        if isinstance(step, dict):
+            _step(found, step, ("steps", index))
     return found
 
 
@@ -78,8 +81,8 @@ def _step(found: list[Remark], step: dict[str, Any], where: KeyPath) -> None:
     when = step.get("when")
     if when is not None:
         _when(found, when, (*where, "when"))
-    action = step["action"]
-    known = _KNOWN_PARAMS[action]
+    action = step.get("action")
+    known = _KNOWN_PARAMS.get(action) if isinstance(action, str) else None
     if known is not None and not known.issuperset(step):
         _unknown(found, step, known, where, f"parameter of {action}")
     for key, value in step.items():
@@ -132,10 +135,13 @@ def _require_system(found: list[Remark], step: dict[str, Any], where: KeyPath) -
         for manager, names in packages.items():
             if isinstance(names, list):
                 _mixed(found, names, (*where, "packages", manager))
-    for index, entry in enumerate(step.get("primitives") or ()):
+    primitives = step.get("primitives")
+    for index, entry in enumerate(primitives if isinstance(primitives, list) else ()):
+        if not isinstance(entry, dict):
+            continue
         at = (*where, "primitives", index)
-        known = _KNOWN_PRIMITIVE[entry["action"]]
-        if not known.issuperset(entry):
+        known = _KNOWN_PRIMITIVE.get(str(entry.get("action")))
+        if known is not None and not known.issuperset(entry):
             _unknown(found, entry, known, at, f"parameter of {entry['action']}")
         for key, value in entry.items():
             if isinstance(value, list):

@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from pytest_sandbox.recipes.model import (
+    Metadata,
+    Patch,
+    Resource,
+    Verify,
+    VersionSource,
+    When,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -32,8 +41,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     speaks for. `network`, `composite` (expands into others when a plan is made), `primitive` and
     `deterministic` are the registry's flags; `system` marks the actions that describe the system.
     `phase` is `install` or `post-install`. Of each group in `required` at least one parameter must
-    be there; `optional` ends the list of what the action reads, and `open` says that the list is not
-    known. `dependencies` are recipes that a step needs by itself, `linux_dependencies` on Linux only.
+    be there; `optional` ends the list of what the action reads, and `open` says that the list is
+    not known. `dependencies` are recipes that a step needs by itself (`linux_`: on Linux only).
     """
 
     name: str
@@ -249,18 +258,12 @@ INSTALL_ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Package manager -> the action that installs with it."""
 
-METADATA_KEYS: Final = frozenset(
-    ["name", "description", "homepage", "version_format", "type", "tier", "requires_sudo", "llm_validation", "curated", "tags", "dependencies", "runtime_dependencies", "extra_dependencies", "extra_runtime_dependencies", "binaries", "satisfies", "supported_os", "supported_arch", "supported_libc", "unsupported_platforms", "unsupported_reason"]
-)
-VERSION_KEYS: Final = frozenset(
-    ["source", "github_repo", "tag_prefix", "formula", "cask", "tap", "url", "version_path", "module", "fossil_repo", "project_name", "version_separator", "timeline_tag", "stable_qualifiers"]
-)
-VERIFY_KEYS: Final = frozenset(
-    ["command", "pattern", "patterns", "mode", "reason", "exit_code", "version_format", "additional"]
-)
-TABLES: Final = frozenset(["metadata", "version", "steps", "verify", "patches", "resources"])
-STEP_KEYS: Final = frozenset(["action", "when", "dependencies", "phase", "note", "description"])
-WHEN_KEYS: Final = frozenset(["platform", "os", "arch", "linux_family", "libc", "gpu", "package_manager"])
-PATCH_KEYS: Final = frozenset(["url", "data", "checksum", "strip", "subdir"])
-RESOURCE_KEYS: Final = frozenset(["name", "url", "checksum", "dest"])
+METADATA_KEYS: Final = frozenset(Metadata.__struct_fields__)
+VERSION_KEYS: Final = frozenset(VersionSource.__struct_fields__)
+VERIFY_KEYS: Final = frozenset(Verify.__struct_fields__)
+PATCH_KEYS: Final = frozenset(Patch.__struct_fields__)
+RESOURCE_KEYS: Final = frozenset(Resource.__struct_fields__)
+WHEN_KEYS: Final = frozenset(When.__struct_fields__)
+STEP_KEYS: Final = frozenset({"action", "when", "dependencies", "phase", "note", "description"})
+TABLES: Final = frozenset({"metadata", "version", "steps", "verify", "patches", "resources"})
 """The keys that the format knows; the rest of a recipe is ignored (and lint says so)."""
