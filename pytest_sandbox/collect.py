@@ -94,7 +94,6 @@ class RecipeFile(pytest.File):
             item = RecipeItem.from_parent(
                 self,
                 name=f"install[{target.id}]",
-                originalname="install",
                 callobj=_install,
                 fixtureinfo=shared,
             )
