@@ -19,8 +19,8 @@ from pytest_sandbox.errors import (
     SandboxTimeout,
     StepFailed,
 )
+from pytest_sandbox.plans.layout import base_environment
 from pytest_sandbox.plans.model import (
-    HOME,
     TOOLS_HOME,
     WORK,
     Command,
@@ -41,17 +41,13 @@ if TYPE_CHECKING:
     from pytest_sandbox.plans.downloads import Downloader
     from pytest_sandbox.runtimes.base import Result, System
 
-SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-STEP_ENV: Final = {
-    "PATH": f"{TOOLS_HOME}/bin:{TOOLS_HOME}/tools/current:{SYSTEM_PATH}",
-    "HOME": HOME,
-    "TSUKU_HOME": TOOLS_HOME,
-    "TSUKU_SANDBOX": "1",
-}
-"""The environment of steps and checks, on top of the sandbox's own."""
-
 _WHERE_SCRIPT: Final = 'command -v -- "$1"'
 _CHECKS = (RequireCommand, RequirePackages, Notice)
+
+
+def step_environment() -> dict[str, str]:
+    """The environment of steps, on top of the sandbox's own."""
+    return {**base_environment(), "TSUKU_SANDBOX": "1"}
 
 
 class GuidanceNeeded(StepFailed):
@@ -80,7 +76,7 @@ class Installer:
 
     system: System
     downloader: Downloader | None
-    env: Mapping[str, str] = field(default_factory=lambda: dict(STEP_ENV))
+    env: Mapping[str, str] = field(default_factory=step_environment)
     log: Path | None = None
     deadline: float | None = None
     """time.monotonic() value at which the install phase must be over."""
@@ -197,7 +193,16 @@ class Installer:
         if self.downloader is None:
             msg = f"downloads are off here: {op.urls[0]}"
             raise StepFailed(msg, blame=Blame.HOST)
-        got = self.downloader.fetch(op.urls, op.checksum, op.algorithm, op.size)
+        checksum = op.checksum
+        if not checksum and op.checksum_url:
+            listed = self.downloader.fetch([op.checksum_url], "")
+            checksum = listed_checksum(listed.path, PurePosixPath(op.urls[0]).name, op.checksum_url)
+        got = self.downloader.fetch(op.urls, checksum, op.algorithm, op.size)
+        if op.unverified:
+            self.notices.append(
+                f"unverified download: {op.urls[0]} (nothing says what it should be; "
+                f"SHA-256 {got.sha256})"
+            )
         parent, name = str(PurePosixPath(op.dest).parent), PurePosixPath(op.dest).name
         self._plain(["mkdir", "-p", "--", parent])
         with got.path.open("rb") as source:
@@ -278,6 +283,21 @@ class Installer:
                 next_step="put them in the image: @pytest.mark.requires_system or "
                 "`pytest --sandbox-rebuild`",
             )
+
+
+def listed_checksum(listing: Path, name: str, url: str) -> str:
+    """The hash of `name` in a checksum file: its only word, or the first of the line that ends
+    with the name. Raises StepFailed (blame upstream)."""
+    lines = [line.split() for line in listing.read_text("utf-8", "replace").splitlines()]
+    found = [
+        words[0]
+        for words in lines
+        if words and (len(words) == 1 or words[-1].lstrip("*").rpartition("/")[2] == name)
+    ]
+    if not found:
+        msg = f"{url} has no checksum of {name}"
+        raise StepFailed(msg, blame=Blame.UPSTREAM, next_step="check checksum_url")
+    return found[0].lower()
 
 
 def check_limit(result: Result, subject: str) -> None:

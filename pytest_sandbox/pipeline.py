@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import Blame, Phase, PlanError, SandboxError
-from pytest_sandbox.install import STEP_ENV, GuidanceNeeded, Installer, is_trusted
+from pytest_sandbox.install import GuidanceNeeded, Installer, is_trusted, step_environment
 from pytest_sandbox.limits import PROFILES
 from pytest_sandbox.plans.model import HOME
 from pytest_sandbox.proofs.verify import checks, needs_version, run_checks
@@ -206,11 +206,13 @@ class Proof:
     def _verify(self, system: System, plan: Plan, todo: Sequence[Check], limits: Limits) -> None:
         if not todo:
             return
+        from pytest_sandbox.plans.script import verify_environment
+
         with self._phase(Phase.VERIFY):
             done = run_checks(
                 system,
                 todo,
-                env=STEP_ENV,
+                env=verify_environment(plan),
                 cwd=HOME if system.stat(HOME) else "/",
                 log=self.outcome.log,
                 timeout=limits.timeout,
@@ -262,7 +264,7 @@ class Proof:
             from pytest_sandbox.runtimes.kept import keep
 
             try:
-                self.outcome.kept = keep(system, env=STEP_ENV, cwd=HOME)
+                self.outcome.kept = keep(system, env=step_environment(), cwd=HOME)
             except SandboxError as gone:
                 self.outcome.notices.append(f"the system could not be kept: {gone.what}")
 
