@@ -1,1 +1,1 @@
-"""Recipe + Target -> Plan: filtered, expanded, with versions, URLs and dependencies; and its script."""
+"""Recipe + Target -> Plan: filtered, expanded, with versions, URLs, dependencies; its script."""
