@@ -1,1 +1,77 @@
-"""pytest-sandbox proves that software installs."""
+"""pytest-sandbox proves that software installs: the public names, sorted, and nothing else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pytest_sandbox.errors import (
+        Blame,
+        BuildFailed,
+        CheckFailed,
+        CommandFailed,
+        ImageUnavailable,
+        Phase,
+        RuntimeUnavailable,
+        SandboxError,
+        SandboxGone,
+        SandboxTimeout,
+        UsageError,
+    )
+    from pytest_sandbox.limits import Limits
+    from pytest_sandbox.runtimes.base import Changes, Mount, Result, Runtime, Stats, System
+    from pytest_sandbox.runtimes.fake import FakeRuntime
+    from pytest_sandbox.sandbox import Sandbox, Snapshot
+    from pytest_sandbox.targets import Target
+
+__all__ = [
+    "Blame",
+    "BuildFailed",
+    "Changes",
+    "CheckFailed",
+    "CommandFailed",
+    "FakeRuntime",
+    "ImageUnavailable",
+    "Limits",
+    "Mount",
+    "Phase",
+    "Result",
+    "Runtime",
+    "RuntimeUnavailable",
+    "Sandbox",
+    "SandboxError",
+    "SandboxGone",
+    "SandboxTimeout",
+    "Snapshot",
+    "Stats",
+    "System",
+    "Target",
+    "UsageError",
+]
+
+_HOME: Final = {
+    "Changes": "runtimes.base",
+    "FakeRuntime": "runtimes.fake",
+    "Limits": "limits",
+    "Mount": "runtimes.base",
+    "Result": "runtimes.base",
+    "Runtime": "runtimes.base",
+    "Sandbox": "sandbox",
+    "Snapshot": "sandbox",
+    "Stats": "runtimes.base",
+    "System": "runtimes.base",
+    "Target": "targets",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Imported on first use: pytest imports this package in every run of the environment.
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -58,6 +58,10 @@ class GuidanceNeeded(StepFailed):
     blame = Blame.UNSUPPORTED
 
 
+class PackagesMissing(StepFailed):
+    """Packages that the plan needs are not in the system's image."""
+
+
 def is_trusted(programs: Sequence[StepProgram]) -> bool:
     """Whether the programs only look at the system: nothing that a recipe wrote runs or is put
     there.
@@ -278,7 +282,7 @@ class Installer:
         missing = _QUERIES[op.manager](self._run, op.packages)
         if missing:
             msg = f"{op.manager} has not installed {', '.join(missing)}"
-            raise StepFailed(
+            raise PackagesMissing(
                 msg,
                 next_step="put them in the image: @pytest.mark.requires_system or "
                 "`pytest --sandbox-rebuild`",

@@ -50,7 +50,7 @@ def installed_snapshot(
     with image_lock(key, say=session.say):
         if not _is_ready(session, reference, key):
             session.say(f"installing {name} on {target} for the tests that use it")
-            _install(session, plan, ready, target, reference, key)
+            _install(session, plan, ready, target, reference=reference, key=key)
     return snapshot
 
 
@@ -72,7 +72,7 @@ def _is_ready(session: RunSession, reference: str, key: str) -> bool:
 
 
 def _install(
-    session: RunSession, plan: Plan, ready: ReadyImage, target: Target, reference: str, key: str
+    session: RunSession, plan: Plan, ready: ReadyImage, target: Target, *, reference: str, key: str
 ) -> None:
     from pytest_sandbox.images.requirements import requirements_of
     from pytest_sandbox.plans.script import compile_plan

@@ -117,7 +117,7 @@ class Proof:
             self._check_only(plan, programs, todo, ready, limits)
         else:
             network = self.session.settings.network or ("bridge" if wanted.network else "none")
-            self._install_and_verify(plan, programs, todo, ready, limits, network)  # type: ignore[arg-type]  # choices were checked when read
+            self._install_and_verify(plan, programs, todo, ready, limits, network=network)  # type: ignore[arg-type]  # choices were checked when read
         if not todo:
             msg = "it installs, but the recipe has no check that could prove that it works"
             raise Unproved(msg, phase=Phase.VERIFY, next_step="add a [verify] table")
@@ -165,6 +165,7 @@ class Proof:
         todo: Sequence[Check],
         ready: ReadyImage,
         limits: Limits,
+        *,
         network: Network,
     ) -> None:
         with self._system(ready.info.name, limits, network, fenced=False) as system:

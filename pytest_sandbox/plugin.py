@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.base import Runtime
     from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.session import RunSession
+    from pytest_sandbox.targets import Target
 
 _MARKS = (
     (
@@ -44,6 +45,7 @@ class _State:
         self.run = run
         self.led_workers = False
         self._settings: Settings | None = None
+        self._targets: tuple[Target, ...] | None = None
         self._session: RunSession | None = None
         self._board: Board | None = None
         self._collecting: Any = None
@@ -66,6 +68,24 @@ class _State:
                 msg = f"{wrong.what}; next: {wrong.next_step}"
                 raise pytest.UsageError(msg) from None
         return self._settings
+
+    def check(self) -> None:
+        """Read every setting now; raises pytest.UsageError for a wrong one."""
+        assert self.targets
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets of the run; raises pytest.UsageError for a pattern that names nothing."""
+        if self._targets is None:
+            from pytest_sandbox.errors import UsageError
+            from pytest_sandbox.recipe_paths import targets_of
+
+            try:
+                self._targets = targets_of(self.settings)
+            except UsageError as wrong:
+                msg = f"{wrong.what}; next: {wrong.next_step}"
+                raise pytest.UsageError(msg) from None
+        return self._targets
 
     @property
     def session(self) -> RunSession:
@@ -220,7 +240,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STATE] = _State(config, given.get("sandbox_run") or uuid.uuid4().hex)
     if not given:
         config.pluginmanager.register(_Reports(config.stash[STATE]), "sandbox-reports")
+    state = config.stash[STATE]
+    if any(config.getoption(f"sandbox_{setting.key}") is not None for setting in SETTINGS):
+        state.check()
     if config.getoption("sandbox"):
+        state.check()
         _add_recipe_folders(config)
         if not given and not config.option.collectonly:
             from pytest_sandbox.signals import end_on_sigterm
@@ -260,13 +284,12 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     if not explicit and not state.collecting.wants(file_path, parent.session.isinitpath):
         return None
     from pytest_sandbox.collect import RecipeFile
-    from pytest_sandbox.recipe_paths import targets_of
 
     return RecipeFile.from_parent(
         parent,
         path=file_path,
         run_session=state.session,
-        targets=targets_of(state.settings),
+        targets=state.targets,
         unsupported=state.board.unsupported,
     )
 
@@ -347,7 +370,7 @@ def installed(
 
 
 class _explained:
-    """Turn our errors in set-up into a skip (no engine, no base) or a failure without a traceback."""
+    """Turn our errors in set-up into a skip (no engine, no base) or a plain failure."""
 
     def __init__(self, session: RunSession) -> None:
         self._session = session
@@ -456,12 +479,10 @@ def _last_line(text: str) -> str:
 def pytest_report_header(config: pytest.Config) -> str | None:
     if not config.getoption("sandbox"):
         return None
-    from pytest_sandbox.recipe_paths import targets_of
-
-    settings = config.stash[STATE].settings
-    targets = targets_of(settings)
-    names = ", ".join(target.id for target in targets)
-    return f"sandbox: runtime {settings.runtime}, {len(targets)} targets ({names})"
+    state = config.stash[STATE]
+    names = ", ".join(target.id for target in state.targets)
+    runtime = state.settings.runtime
+    return f"sandbox: runtime {runtime}, {len(state.targets)} targets ({names})"
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -52,7 +52,7 @@ class Chooser:
         self._named: dict[Path, bool] = {}
 
     def wants(self, path: Path, is_named: Callable[[Path], bool]) -> bool:
-        """Whether `path` is a recipe; `is_named` tells whether a folder stood on the command line."""
+        """Whether `path` is a recipe; `is_named` tells whether a folder was on the command line."""
         text = path.as_posix()
         if text.startswith(self._prefix):
             relative = text[len(self._prefix) :]

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from pytest_sandbox.errors import CommandFailed, StepFailed, UsageError
-from pytest_sandbox.install import Installer
+from pytest_sandbox.install import Installer, PackagesMissing
 from pytest_sandbox.limits import PROFILES, Limits, parse_size
 from pytest_sandbox.runtimes.base import Changes, Mount, Result, Stats
 from pytest_sandbox.targets import FAMILIES, Target, match_targets
@@ -33,7 +33,7 @@ _JOURNAL = 50
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The keywords of `@pytest.mark.sandbox(...)` and of `sandbox_factory(...)`, read and checked."""
+    """The keywords of the `sandbox` mark and of `sandbox_factory`, read and checked."""
 
     target: Target | None = None
     family: str = ""
@@ -282,8 +282,11 @@ class Sandbox:
         try:
             installer.install(programs)
         except StepFailed as failed:
-            if failed.result is None and "has not installed" in failed.what:
-                failed.next_step = f"put @pytest.mark.requires_system({found.name!r}) on the test, or install first"
+            if isinstance(failed, PackagesMissing):
+                failed.next_step = (
+                    f"put @pytest.mark.requires_system({found.name!r}) on the test, "
+                    "or install before anything else runs"
+                )
             raise
         finally:
             self._touched = True

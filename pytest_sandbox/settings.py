@@ -84,7 +84,7 @@ _AGE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
 
 
 def parse_age(value: str | float) -> float:
-    """Seconds from `7d`, `12h`, `90m`, `30s`, `2w`; a plain number counts days. Raises UsageError."""
+    """Seconds from `7d`, `12h`, `90m`, `30s`; a plain number is days. Raises UsageError."""
     if isinstance(value, int | float):
         return float(value) * _DAY
     text = value.strip().lower()

@@ -147,7 +147,7 @@ def family_of(identifier: str, id_like: Iterable[str] = ()) -> str:
 
 
 def family_from_os_release(text: str) -> str:
-    """The family by the text of an os-release file; raises UsageError for an unknown distribution."""
+    """The family by the text of an os-release file; UsageError for an unknown distribution."""
     values: dict[str, str] = {}
     for line in text.splitlines():
         key, sep, value = line.strip().partition("=")
