@@ -13,7 +13,7 @@ def at_least(detected: str, minimum: str) -> bool:
     """Whether `detected` is `minimum` or newer, as the registry compares.
 
     A leading `v` is dropped and both are split at dots; each component of `minimum` is compared by
-    its leading integer, or as text where one of the two has none. What `detected` has beyond `minimum`
+    its leading integer, or as text where one of the two has none. What `detected` has beyond that
     does not count, a component that it lacks fails: "1" is less than "1.0".
     """
     have = detected.strip().removeprefix("v").split(".")
