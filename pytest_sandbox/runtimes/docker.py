@@ -1,0 +1,409 @@
+"""Docker, and whatever speaks its interface (Podman's socket too)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import (
+    Blame,
+    ImageUnavailable,
+    MissingDirectory,
+    RuntimeUnavailable,
+    SandboxError,
+    UnknownUser,
+)
+from pytest_sandbox.runtimes import docker_images, docker_info, reaper, shell
+from pytest_sandbox.runtimes.base import Stats
+from pytest_sandbox.runtimes.control import Control, ControlLost
+from pytest_sandbox.runtimes.docker_connect import SocketChannel, connect_any
+from pytest_sandbox.runtimes.docker_system import DockerSystem
+from pytest_sandbox.runtimes.owner import LABEL, current_owner, owner_labels
+from pytest_sandbox.runtimes.shell import FOLDER, Facts
+from pytest_sandbox.runtimes.streams import TailBuffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_sandbox.runtimes.base import BuildRequest, ImageInfo, Owner, RuntimeInfo, SandboxSpec
+    from pytest_sandbox.targets import Target
+
+_DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_HOSTNAME: Final = "sandbox"
+_OVERHEAD: Final = 3
+"""Init, the control shell and one worker: the sandbox's own processes do not count against its limit."""
+
+
+class DockerRuntime:
+    """Sandboxes on a Docker-compatible engine; connects when it is first needed.
+
+    `endpoint` like `unix:///run/docker.sock` goes before DOCKER_HOST, contexts and the usual sockets. `fast_path=False` makes
+    every command a real exec.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        endpoint: str = "",
+        *,
+        environ: Mapping[str, str] | None = None,
+        fast_path: bool = True,
+    ) -> None:
+        self._endpoint = endpoint
+        self._environ = dict(os.environ if environ is None else environ)
+        self._fast_path = fast_path
+        self._lock = threading.RLock()
+        self._client: Any = None
+        self._info: RuntimeInfo | None = None
+        self._numbers = itertools.count(1)
+        self._systems: set[DockerSystem] = set()
+        self._networks: dict[str, str] = {}
+        self._folder: Path | None = None
+        self._nofile: int | None = None
+        self._no_disk_limit = False
+
+    # --- the engine ---------------------------------------------------------------------------
+
+    @property
+    def client(self) -> Any:
+        """The SDK's low-level client. Raises RuntimeUnavailable."""
+        with self._lock:
+            if self._client is None:
+                self._client, found = connect_any(self._environ, self._endpoint)
+                self._endpoint = found.url
+            return self._client
+
+    def info(self) -> RuntimeInfo:
+        with self._lock:
+            if self._info is None:
+                self._info = docker_info.engine_info(self.client, self._endpoint)
+            return self._info
+
+    def close(self) -> None:
+        with self._lock:
+            systems = list(self._systems)
+        for system in systems:
+            with contextlib.suppress(SandboxError):
+                system.close()
+        with self._lock:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    # --- images -------------------------------------------------------------------------------
+
+    def find_image(self, reference: str) -> ImageInfo | None:
+        return docker_images.find_image(self.client, reference)
+
+    def pull(self, reference: str, target: Target, say: Callable[[str], None]) -> ImageInfo:
+        return docker_images.pull(self.client, reference, target, say)
+
+    def load_rootfs(
+        self, tar: IO[bytes], reference: str, target: Target, labels: Mapping[str, str]
+    ) -> ImageInfo:
+        return docker_images.load_rootfs(self.client, tar, reference, target, labels)
+
+    def build(self, request: BuildRequest, say: Callable[[str], None]) -> ImageInfo:
+        from pytest_sandbox.runtimes import docker_build
+
+        return docker_build.build(self.client, self.info(), request, say)
+
+    def remove_image(self, reference: str) -> None:
+        docker_images.remove_image(self.client, reference)
+
+    def images(self) -> list[ImageInfo]:
+        return docker_images.images(self.client)
+
+    def commit(self, container: str, labels: Mapping[str, str]) -> str:
+        """Make a snapshot of a container; its name."""
+        return docker_images.commit(self.client, container, labels)
+
+    # --- sandboxes ----------------------------------------------------------------------------
+
+    def start(self, spec: SandboxSpec, owner: Owner) -> DockerSystem:
+        import docker.errors
+        import requests.exceptions
+
+        try:
+            return self._start(spec, owner)
+        except docker.errors.ImageNotFound as exc:
+            msg = f"image {spec.image} is not on the engine"
+            raise ImageUnavailable(msg, next_step="build or pull it first") from exc
+        except docker.errors.APIError as exc:
+            raise self._start_error(spec, str(exc.explanation or exc)) from exc
+        except (requests.exceptions.RequestException, docker.errors.DockerException) as exc:
+            msg = f"the engine failed while it started a sandbox: {exc}"
+            raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
+
+    def _start_error(self, spec: SandboxSpec, text: str) -> SandboxError:
+        if "unable to find user" in text:
+            msg = f"user {spec.user!r} is unknown in {spec.image}"
+            return UnknownUser(msg)
+        if "chdir to cwd" in text:
+            msg = f"cwd {spec.cwd!r} is no directory in {spec.image}"
+            return MissingDirectory(msg)
+        msg = f"the engine could not start a sandbox from {spec.image}: {text[:600]}"
+        return RuntimeUnavailable(msg, next_step="look at the engine's own log")
+
+    def _start(self, spec: SandboxSpec, owner: Owner) -> DockerSystem:
+        import docker.errors
+
+        client = self.client
+        number = next(self._numbers)
+        name = f"pytest-sandbox-{_word(owner.run)[:8]}-{owner.pid}-{number}-{secrets.token_hex(3)}"
+        folder = self._system_folder(owner, name) if self._fast_path else None
+        network = self._network(spec, owner)
+        container = ""
+        control: Control | None = None
+        try:
+            while True:
+                settings = self._settings(spec, owner, network, folder)
+                try:
+                    container = client.create_container_from_config(settings, name)["Id"]
+                    control = self._attach_and_start(container)
+                    break
+                except docker.errors.APIError as exc:
+                    text = str(exc.explanation or exc)
+                    if not self._give_in(spec, text):
+                        raise
+                    if container:
+                        self.remove_container(container)
+                    if not self._fast_path:
+                        folder = None
+            return self._meet(container, spec, control, folder)
+        except BaseException:
+            if control is not None:
+                control.close()
+            if container:
+                with contextlib.suppress(Exception):
+                    self.remove_container(container)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _give_in(self, spec: SandboxSpec, text: str) -> bool:
+        """Adapt to what the engine cannot do; True when it is worth another try."""
+        low = text.lower()
+        if "rlimit" in low and self._nofile is None:
+            import resource
+
+            self._nofile = min(spec.limits.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            return True
+        if ("storage-opt" in low or "storage opt" in low or "pquota" in low) and not self._no_disk_limit:
+            self._no_disk_limit = True
+            return True
+        if self._fast_path and "pytest-sandbox-" in low and "bind source path" in low:
+            self._fast_path = False  # the engine sees another file system
+            return True
+        return False
+
+    def _settings(
+        self, spec: SandboxSpec, owner: Owner, network: str, folder: Path | None
+    ) -> dict[str, Any]:
+        limits, info = spec.limits, self.info()
+        nofile = limits.nofile if self._nofile is None else min(self._nofile, limits.nofile)
+        mounts = [
+            {"Type": "bind", "Source": str(m.source), "Target": m.target, "ReadOnly": m.read_only}
+            for m in spec.mounts
+        ]
+        if folder is not None:
+            mounts.append(
+                {"Type": "bind", "Source": str(folder), "Target": FOLDER, "ReadOnly": True}
+            )
+        host: dict[str, Any] = {
+            "AutoRemove": True,
+            "Init": True,
+            "Memory": limits.memory,
+            "MemorySwap": limits.memory,
+            "NanoCpus": int(min(limits.cpus, info.cpus) * 1e9),
+            "PidsLimit": limits.pids + _OVERHEAD,
+            "Ulimits": [{"Name": "nofile", "Soft": nofile, "Hard": nofile}],
+            "NetworkMode": network,
+            "Mounts": mounts,
+            "Tmpfs": {path: f"size={size},exec" for path, size in spec.tmpfs.items()},
+            "LogConfig": {"Type": "none", "Config": {}},
+        }
+        if spec.no_new_privileges:
+            host["SecurityOpt"] = ["no-new-privileges"]
+        if self.disk_limited():
+            host["StorageOpt"] = {"size": str(limits.disk)}
+        settings: dict[str, Any] = {
+            "Image": spec.image,
+            "Entrypoint": ["/bin/sh"],
+            "Cmd": [],
+            "User": spec.user,
+            "WorkingDir": "/",
+            "Hostname": _HOSTNAME,
+            "AttachStdin": True,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "OpenStdin": True,
+            "StdinOnce": True,
+            "Healthcheck": {"Test": ["NONE"]},
+            "Labels": {**spec.labels, **owner_labels(owner, time.time())},
+            "HostConfig": host,
+        }
+        return settings
+
+    def disk_limited(self) -> bool:
+        """Whether sandboxes get a limit on their disk."""
+        return self.info().disk_limit and not self._no_disk_limit
+
+    def _attach_and_start(self, container: str) -> Control:
+        raw = self.client.attach_socket(
+            container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        )
+        control = Control(SocketChannel(raw), TailBuffer())
+        try:
+            self.client.start(container)
+        except BaseException:
+            control.close()
+            raise
+        return control
+
+    def _meet(
+        self, container: str, spec: SandboxSpec, control: Control, folder: Path | None
+    ) -> DockerSystem:
+        """Learn what the control shell is, and whether FIFOs reach into the sandbox."""
+        config = self.client.inspect_container(container)["Config"]
+        base = {"PATH": _DEFAULT_PATH, "HOSTNAME": config.get("Hostname") or _HOSTNAME}
+        base.update(entry.partition("=")[::2] for entry in config.get("Env") or ())
+        fast = False
+        try:
+            if folder is None:
+                facts = shell.parse_probe(control.call(shell.probe(), 30.0), base)
+            else:
+                knock = folder / "knock"
+                os.mkfifo(knock)
+                knock.chmod(0o666)
+                descriptor = os.open(knock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    facts = shell.parse_probe(control.call(shell.probe("knock"), 30.0), base)
+                    with contextlib.suppress(BlockingIOError):
+                        fast = os.read(descriptor, 16) == b"hello\n"
+                finally:
+                    os.close(descriptor)
+                    knock.unlink()
+        except ControlLost as exc:
+            msg = f"a sandbox from {spec.image} ended as soon as it was started"
+            raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
+        system = DockerSystem(
+            self,
+            container,
+            spec,
+            control,
+            facts,
+            folder=folder,
+            fast=fast,
+            said=control.said,
+            disk=self.disk_limited(),
+        )
+        with self._lock:
+            self._systems.add(system)
+        return system
+
+    def _system_folder(self, owner: Owner, name: str) -> Path:
+        with self._lock:
+            if self._folder is None or not self._folder.is_dir():
+                self._folder = reaper.make_run_folder(owner)
+            folder = self._folder / name
+        folder.mkdir()
+        folder.chmod(0o711)
+        return folder
+
+    def _network(self, spec: SandboxSpec, owner: Owner) -> str:
+        if spec.network != "bridge":
+            return spec.network
+        with self._lock:
+            name = self._networks.get(owner.run)
+            if name is None:
+                name = docker_images.make_network(self.client, owner)
+                self._networks[owner.run] = name
+            return name
+
+    def forget(self, system: DockerSystem) -> None:
+        """A system was closed."""
+        with self._lock:
+            self._systems.discard(system)
+
+    def remove_container(self, container: str) -> None:
+        """Kill and remove a container at once; one that is gone is no error."""
+        reaper.remove_container(self.client, container)
+
+    def is_running(self, container: str) -> bool:
+        """Whether a container runs."""
+        import docker.errors
+
+        try:
+            return bool(self.client.inspect_container(container)["State"]["Running"])
+        except docker.errors.APIError:
+            return False
+
+    def was_out_of_memory(self, container: str, seconds: float) -> bool:
+        """Whether the engine recorded that the memory limit killed something in a container that is gone."""
+        import docker.errors
+
+        deadline = time.monotonic() + 2
+        while True:
+            try:
+                events = self.client.events(
+                    since=int(time.time() - seconds) - 1,
+                    until=int(time.time()) + 1,
+                    filters={"container": container, "event": ["oom", "die"]},
+                )
+                found = {json.loads(line).get("status") for line in _lines(events)}
+            except (docker.errors.APIError, ValueError):
+                return False
+            if found or time.monotonic() > deadline:
+                return "oom" in found
+            time.sleep(0.05)
+
+    def container_stats(self, container: str) -> Stats:
+        """Use of resources by the engine's own interface."""
+        found = self.client.stats(container, stream=False)
+        memory, cpu = found.get("memory_stats", {}), found.get("cpu_stats", {})
+        written = sum(
+            entry["value"]
+            for entry in found.get("blkio_stats", {}).get("io_service_bytes_recursive") or ()
+            if entry["op"].lower() == "write"
+        )
+        return Stats(
+            int(memory.get("max_usage") or memory.get("usage") or 0),
+            cpu.get("cpu_usage", {}).get("total_usage", 0) / 1e9,
+            written,
+        )
+
+    # --- what is left -------------------------------------------------------------------------
+
+    def sweep(self, run: str) -> int:
+        count = reaper.sweep(self.client, run)
+        with self._lock:
+            self._networks.pop(run, None)
+        return count
+
+    def reap(self, is_dead: Callable[[Owner, float], bool]) -> int:
+        return reaper.reap(self.client, is_dead)
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", text) or "run"
+
+
+def _lines(chunks: Any) -> list[bytes]:
+    return [line for line in b"".join(chunks).split(b"\n") if line.strip()]
+
+

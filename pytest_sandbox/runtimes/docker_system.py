@@ -1,0 +1,419 @@
+"""One running throwaway system on a Docker-compatible engine."""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import secrets
+import shutil
+import threading
+import time
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import Blame, MissingDirectory, SandboxGone, SandboxTimeout
+from pytest_sandbox.runtimes import docker_files, shell
+from pytest_sandbox.runtimes.base import Changes, PathStat, Result, Stats
+from pytest_sandbox.runtimes.control import ControlLost
+from pytest_sandbox.runtimes.docker_exec import ExecCommand
+from pytest_sandbox.runtimes.job import Job
+from pytest_sandbox.runtimes.killing import Hunt, kill_tree
+from pytest_sandbox.runtimes.leftovers import LEFTOVERS
+from pytest_sandbox.runtimes.shell import Counters, Facts
+from pytest_sandbox.runtimes.workers import Pipes, Pool, WorkerLost, wait_for_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from pytest_sandbox.runtimes.base import LimitName, SandboxSpec
+    from pytest_sandbox.runtimes.control import Control
+    from pytest_sandbox.runtimes.docker import DockerRuntime
+    from pytest_sandbox.runtimes.streams import TailBuffer
+    from pytest_sandbox.runtimes.workers import Worker
+
+SETTLE: Final = 5.0
+"""A worker must report within this many seconds after its command was killed."""
+
+
+class DockerSystem:
+    """What `DockerRuntime.start` returns; see the System protocol for what the methods mean."""
+
+    def __init__(
+        self,
+        runtime: DockerRuntime,
+        container: str,
+        spec: SandboxSpec,
+        control: Control | None,
+        facts: Facts,
+        *,
+        folder: Path | None,
+        fast: bool,
+        said: TailBuffer,
+        disk: bool,
+    ) -> None:
+        self.id = container
+        self.spec = spec
+        self._runtime = runtime
+        self._client = runtime.client
+        self._control = control
+        self.facts = facts
+        self._folder = folder
+        self._said = said
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._closed = False
+        self._over = ""
+        self._roots: dict[int, int] = {}
+        self._running = 0
+        self._pool: Pool | None = None
+        if fast and control is not None and folder is not None:
+            self._pool = Pool(control, facts, folder, "/bin/sh")
+        self._began = time.monotonic()
+        self._deadline = self._began + spec.limits.timeout
+        self._timer = threading.Timer(spec.limits.timeout, self._expire)
+        self._timer.daemon = True
+        self._timer.name = "pytest-sandbox-clock"
+        self._timer.start()
+
+    @property
+    def fast(self) -> bool:
+        """Whether commands go through worker shells; else each is a real exec of the engine."""
+        return self._pool is not None
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        input: bytes | None = None,
+        log: Path | None = None,
+        merge: bool = False,
+    ) -> Result:
+        if isinstance(argv, str):
+            msg = f"argv is a list of words, not a string: run({argv.split()!r}) or run(['sh', '-c', {argv!r}])"
+            raise TypeError(msg)
+        words = tuple(argv)
+        if not words:
+            msg = "argv is empty"
+            raise ValueError(msg)
+        self._check_alive()
+        environment = {**self.spec.env, **(env or {})}
+        for text in (*words, *environment, *environment.values(), cwd or ""):
+            if "\0" in text:
+                msg = f"{text!r}: a NUL byte cannot be part of an argument, a variable or a path"
+                raise ValueError(msg)
+        folder = posixpath.join("/", self.spec.cwd, cwd or "")
+        job = Job(words, environment, folder, user or self.spec.user, input, merge, log, timeout)
+        with self._lock:
+            self._running += 1
+        try:
+            if (
+                self._pool is not None
+                and job.user == self.spec.user
+                and shell.fits_fast_path(words, environment, self.facts)
+            ):
+                return self._run_in_worker(job, self._pool)
+            return self._run_by_exec(job)
+        except ControlLost:
+            raise self._gone(job) from None
+        finally:
+            with self._lock:
+                self._running -= 1
+            job.log.close()
+
+    def _run_in_worker(self, job: Job, pool: Pool) -> Result:
+        assert self._folder is not None
+        token = secrets.token_hex(8)
+        try:
+            worker = pool.take()
+        except WorkerLost:
+            return self._no_fork(job)
+        usable = False
+        pipes: Pipes | None = None
+        try:
+            pipes = Pipes(self._folder, token, job.merge, job.input)
+            program = shell.command(
+                token,
+                job.argv,
+                env=job.env,
+                cwd=job.cwd,
+                streams=pipes.streams,
+                facts=self.facts,
+            )
+            job.start()
+            hunt = Hunt(since=_now_in_ticks(), worker=worker.pid)
+            try:
+                worker.send(program)
+                report = self._watch(worker, token, pipes, job, hunt)
+            except WorkerLost:
+                return self._worker_lost(job, hunt)
+            except BaseException:
+                # Cancelled (Ctrl-C, a test's timeout): nothing of the command goes on.
+                self._kill(hunt)
+                with contextlib.suppress(WorkerLost):
+                    usable = self._settle(worker, token, pipes, job) is not None
+                raise
+            usable = report is not None
+            if report is None:
+                self._abandon("its shell did not answer")
+                raise self._gone(job)
+            for descriptor, capture in zip(list(pipes.descriptors), job.captures, strict=True):
+                if pipes.drain(descriptor, capture):
+                    pipes.hand_over(descriptor)
+                    LEFTOVERS.add(descriptor, self._said)
+            if report.status is None:
+                msg = f"cwd {job.cwd!r} is no directory in the sandbox"
+                raise MissingDirectory(msg)
+            return self._finish(job, report.status, report.before, report.after)
+        finally:
+            if pipes is not None:
+                pipes.close()
+            pool.give_back(worker, usable and not self._closed)
+
+    def _watch(
+        self, worker: Worker, token: str, pipes: Pipes, job: Job, hunt: Hunt
+    ) -> shell.Report | None:
+        report = wait_for_report(
+            worker,
+            token,
+            pipes,
+            job.captures,
+            deadline=self._deadline_of(job),
+            too_much=self._too_much(job),
+        )
+        if report is not None:
+            if job.most() > self.spec.limits.output:
+                job.ended = "output"
+            return report
+        job.ended = "output" if job.most() > self.spec.limits.output else "time"
+        self._kill(hunt)
+        return self._settle(worker, token, pipes, job)
+
+    @staticmethod
+    def _settle(worker: Worker, token: str, pipes: Pipes, job: Job) -> shell.Report | None:
+        return wait_for_report(
+            worker,
+            token,
+            pipes,
+            job.captures,
+            deadline=time.monotonic() + SETTLE,
+            too_much=lambda: False,
+        )
+
+    def _worker_lost(self, job: Job, hunt: Hunt) -> Result:
+        """The worker ended without a word: the sandbox did, or the command killed its parent."""
+        if self._control is None or self._over:
+            raise self._gone(job)
+        self._kill(Hunt(since=hunt.since))
+        job.captures[-1].feed(b"[pytest-sandbox: the command killed the shell that ran it]\n")
+        return self._finish(job, 137, Counters(), Counters())
+
+    def _no_fork(self, job: Job) -> Result:
+        """No worker could be started: nothing can be forked in the sandbox."""
+        self._check_alive()
+        after, _ = self._counters()
+        job.start()
+        job.captures[-1].feed(b"[pytest-sandbox: cannot fork: the sandbox is full of processes]\n")
+        return self._finish(job, 126, Counters(after.oom, 0), after)
+
+    def _run_by_exec(self, job: Job) -> Result:
+        before, since = self._counters()
+        job.start()
+        command = ExecCommand(self._client, self.id, job, self.facts)
+        try:
+            ended = command.begin() or command.watch(self._deadline_of(job), self._too_much(job))
+            if not ended:
+                job.ended = "output" if self._too_much(job)() else "time"
+                self._kill(Hunt(since=since, root=self._root_of(command), by_exec=True))
+                command.watch(time.monotonic() + SETTLE, lambda: False)
+            elif self._too_much(job)():
+                job.ended = "output"
+            status = command.status()
+        except BaseException:
+            if command.running():
+                self._kill(Hunt(since=since, root=self._root_of(command), by_exec=True))
+            raise
+        finally:
+            self._roots.pop(id(command), None)
+            command.close()
+        if not self.alive():
+            raise self._gone(job)
+        return self._finish(job, status, before, self._counters()[0])
+
+    def _root_of(self, command: ExecCommand) -> int:
+        pid = command.pid()
+        if pid:
+            self._roots[id(command)] = pid
+        return pid
+
+    def _too_much(self, job: Job) -> Callable[[], bool]:
+        return lambda: job.most() > self.spec.limits.output
+
+    def _counters(self) -> tuple[Counters, int]:
+        if self._control is None:
+            return Counters(), 0
+        return shell.parse_counters(self._control.call(shell.read_counters(self.facts)))
+
+    def _deadline_of(self, job: Job) -> float:
+        return self._deadline if job.deadline is None else min(job.deadline, self._deadline)
+
+    def _kill(self, hunt: Hunt) -> None:
+        """End a command's tree; where that fails, the sandbox ends."""
+        done = False
+        if self._control is not None:
+            with contextlib.suppress(ControlLost):
+                done = kill_tree(
+                    self._control,
+                    hunt,
+                    ours=lambda: {1, self.facts.pid, *(self._pool.pids() if self._pool else ())},
+                    other_workers=lambda: (
+                        (self._pool.busy() - {hunt.worker}) if self._pool else set()
+                    ),
+                    other_roots=lambda: set(self._roots.values()) - {hunt.root},
+                )
+        if not done:
+            self._abandon("a command that had to end could not be ended")
+
+    def _finish(self, job: Job, status: int, before: Counters, after: Counters) -> Result:
+        limit = job.ended
+        if limit is None and after.oom > before.oom and (status or self._running == 1):
+            limit = "memory"
+        if limit is None and status and after.pids > before.pids:
+            limit = "pids"
+        if limit is None and status and self._disk and b"No space left on device" in job.stderr()[-4096:]:
+            limit = "disk"
+        result = job.result(status, limit)
+        if limit == "time":
+            whose = "the sandbox" if time.monotonic() >= self._deadline else "the command"
+            seconds = self.spec.limits.timeout if whose == "the sandbox" else job.timeout
+            msg = f"{whose} ran longer than {seconds:g} s: {job.shown()}"
+            raise SandboxTimeout(
+                msg, result, next_step="give it more time with timeout=, or find out what it waits for"
+            )
+        return result
+
+    # --- its end ------------------------------------------------------------------------------
+
+    def _expire(self) -> None:
+        """The wall clock struck."""
+        if not self._closed:
+            self._over = self._over or "time"
+            with contextlib.suppress(Exception):
+                self._client.kill(self.id, "KILL")
+
+    def _abandon(self, why: str) -> None:
+        self._over = self._over or why
+        with contextlib.suppress(Exception):
+            self._client.kill(self.id, "KILL")
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            msg = "the sandbox is closed"
+            raise SandboxGone(msg, blame=Blame.HOST, next_step="use it before it is closed")
+        if self._over or time.monotonic() >= self._deadline:
+            raise self._gone(None)
+
+    def _gone(self, job: Job | None) -> Exception:
+        """The error that says why the sandbox ended."""
+        limit: LimitName | None
+        if self._over == "time" or time.monotonic() >= self._deadline:
+            msg = f"the sandbox ended after {self.spec.limits.timeout:g} s, its wall clock"
+            if job is not None and job.began:
+                result = job.result(137, "time")
+                return SandboxTimeout(
+                    f"{msg}: {job.shown()}", result, next_step="raise the sandbox's timeout"
+                )
+            return SandboxGone(
+                msg, limit="time", blame=Blame.TIMEOUT, next_step="raise the sandbox's timeout"
+            )
+        if self._closed:
+            return SandboxGone("the sandbox was closed while a command ran", blame=Blame.HOST)
+        limit = "memory" if self._runtime.was_out_of_memory(self.id, self._began) else None
+        if limit:
+            msg = "the sandbox ran out of memory, and its main process was killed"
+            self._over = self._over or msg
+            return SandboxGone(
+                msg, limit=limit, blame=Blame.LIMIT, next_step="raise the sandbox's memory"
+            )
+        msg = self._over or "the sandbox's main process ended"
+        what = f" while it ran {job.shown()}" if job is not None else ""
+        details = job.captures[-1].value()[-2000:].decode("utf-8", "replace") if job else ""
+        return SandboxGone(
+            msg + what,
+            details=details,
+            next_step="look for what kills processes that are not its own",
+        )
+
+    def alive(self) -> bool:
+        if self._closed or self._over:
+            return False
+        if self._control is not None:
+            try:
+                self._control.call(b":")
+            except ControlLost:
+                return False
+            return True
+        return self._runtime.is_running(self.id)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._timer.cancel()
+        try:
+            self._runtime.remove_container(self.id)
+        finally:
+            if self._control is not None:
+                self._control.close()
+            if self._pool is not None:
+                self._pool.close()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._runtime.forget(self)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def put(self, tar: IO[bytes], path: str) -> None:
+        self._check_alive()
+        docker_files.put(self._client, self.id, tar, path)
+
+    def get(self, path: str) -> tuple[PathStat, Iterable[bytes]]:
+        self._check_alive()
+        return docker_files.get(self._client, self.id, path)
+
+    def stat(self, path: str) -> PathStat | None:
+        self._check_alive()
+        return docker_files.stat(self._client, self.id, path)
+
+    def changes(self) -> Changes:
+        self._check_alive()
+        mounted = [mount.target for mount in self.spec.mounts]
+        return docker_files.changes(self._client, self.id, [*mounted, *self.spec.tmpfs])
+
+    def snapshot(self, *, labels: Mapping[str, str] | None = None) -> str:
+        self._check_alive()
+        return self._runtime.commit(self.id, labels or {})
+
+    # --- what it says -------------------------------------------------------------------------
+
+    def logs(self) -> str:
+        return self._said.value().decode("utf-8", "replace")
+
+    def stats(self) -> Stats:
+        self._check_alive()
+        if self._control is None or not self.facts.cgroups:
+            return self._runtime.container_stats(self.id)
+        try:
+            return Stats(*shell.parse_stats(self._control.call(shell.read_stats(self.facts))))
+        except ControlLost:
+            raise self._gone(None) from None
+
+
+def _now_in_ticks() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * shell.TICKS)

@@ -1,0 +1,95 @@
+"""End a command's whole process tree, through the control shell's builtins."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.runtimes import processes, shell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from pytest_sandbox.runtimes.control import Control
+    from pytest_sandbox.runtimes.processes import Process
+
+ROUNDS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """Whose tree is to end: the child of worker `worker`, or the process `root`."""
+
+    since: int
+    """Clock ticks since boot when the command began."""
+    worker: int = 0
+    root: int = 0
+    by_exec: bool = False
+    """The engine started it: its parent is outside the sandbox. With `root` unknown, that is how it is found."""
+
+
+def kill_tree(
+    control: Control,
+    hunt: Hunt,
+    *,
+    ours: Callable[[], Collection[int]],
+    other_workers: Callable[[], Collection[int]],
+    other_roots: Callable[[], Collection[int]],
+    timeout: float = 10.0,
+) -> bool:
+    """Stop, then kill everything of one command. False when something of it is left after `timeout` seconds.
+
+    Stopping comes first: a stopped process starts nothing new, and it keeps its pid. Raises ControlLost.
+    """
+    deadline = time.monotonic() + timeout
+    root: Process | None = None
+    stopped: set[int] = set()
+
+    def look() -> set[int]:
+        nonlocal root
+        table = processes.parse_table(
+            line.decode("utf-8", "replace") for line in control.call(shell.dump_processes())
+        )
+        if root is None:
+            children = [p for p in table.values() if hunt.worker and p.parent == hunt.worker]
+            if hunt.by_exec and hunt.root not in table:
+                roots = {1, *other_roots()}
+                children = [
+                    p
+                    for p in table.values()
+                    if p.parent == 0 and p.pid not in roots and p.started >= hunt.since
+                ]
+            root = min(children, key=lambda p: p.started) if children else table.get(hunt.root)
+        workers = set(other_workers())
+        others = {p.pid for p in table.values() if p.parent in workers} | set(other_roots())
+        mine = set(ours())
+        session = table[hunt.worker].session if hunt.worker in table else 0
+        shared = any(
+            p.session == session for p in table.values() if p.pid in mine and p.pid != hunt.worker
+        )
+        return processes.victims(
+            table,
+            root=root,
+            since=hunt.since,
+            ours=mine,
+            others=others,
+            session=0 if shared else session,
+            known=stopped,
+        )
+
+    for _ in range(ROUNDS):
+        new = look() - stopped
+        if not new or time.monotonic() > deadline:
+            break
+        control.call(shell.send_signal("STOP", sorted(new)))
+        stopped |= new
+    left = stopped or look()
+    while left:
+        control.call(shell.send_signal("KILL", sorted(left)))
+        left = look()
+        if left and time.monotonic() > deadline:
+            return False
+        if left:
+            time.sleep(0.002)
+    return True

@@ -1,0 +1,140 @@
+"""Remove what runs left behind: containers, snapshots, networks, dangling images, run folders.
+
+Only what carries our label is looked at; nothing is ever found by name or by subtraction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import RuntimeUnavailable
+from pytest_sandbox.runtimes.base import Owner
+from pytest_sandbox.runtimes.owner import LABEL, owner_from_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+SNAPSHOT: Final = f"{LABEL}.snapshot"
+"""Label of a snapshot; its value is `kept` for one that outlives its run (a cached install)."""
+HASH: Final = f"{LABEL}.hash"
+"""Label of a built image, in its Dockerfile right after FROM."""
+_PREFIX: Final = "pytest-sandbox-run-"
+_OWNER_FILE: Final = "owner.json"
+
+
+def remove_container(client: Any, container: str) -> None:
+    """Kill and remove at once, and wait until it is gone; one that is gone is no error."""
+    import docker.errors
+
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            client.remove_container(container, v=True, force=True)
+            return
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as exc:
+            # 409: it removes itself already (AutoRemove).
+            if exc.status_code != 409 and time.monotonic() > deadline - 15:
+                msg = f"container {container[:12]} cannot be removed: {exc.explanation or exc}"
+                raise RuntimeUnavailable(msg, next_step="remove it by hand") from exc
+            if time.monotonic() > deadline:
+                msg = f"container {container[:12]} is still being removed after 20 s"
+                raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
+            time.sleep(0.02)
+
+
+def sweep(client: Any, run: str) -> int:
+    """Remove everything that carries this run's label; the number of things removed."""
+    return _collect(client, lambda owner, _created: owner.run == run, [f"{LABEL}.run={run}"])
+
+
+def reap(client: Any, is_dead: Callable[[Owner, float], bool]) -> int:
+    """Remove what dead owners left; the number of things removed."""
+    count = _collect(client, is_dead, [])
+    return count + _dangling(client) + _run_folders(is_dead)
+
+
+def _collect(client: Any, goes: Callable[[Owner, float], bool], labels: list[str]) -> int:
+    import docker.errors
+
+    filters = {"label": [f"{LABEL}=1", *labels]}
+    count = 0
+    for entry in client.containers(all=True, filters=filters):
+        if _goes(entry.get("Labels"), goes):
+            with contextlib.suppress(RuntimeUnavailable):
+                remove_container(client, entry["Id"])
+                count += 1
+    for entry in client.images(filters={"label": [SNAPSHOT, *labels]}):
+        known = entry.get("Labels") or {}
+        if known.get(SNAPSHOT) != "kept" and _goes(known, goes):
+            with contextlib.suppress(docker.errors.APIError):
+                client.remove_image(entry["Id"], force=True)
+                count += 1
+    for entry in client.networks(filters=filters):
+        if _goes(entry.get("Labels"), goes):
+            with contextlib.suppress(docker.errors.APIError):
+                client.remove_network(entry["Id"])
+                count += 1
+    return count
+
+
+def _goes(labels: Mapping[str, str] | None, goes: Callable[[Owner, float], bool]) -> bool:
+    found = owner_from_labels(labels or {})
+    return found is not None and goes(*found)
+
+
+def _dangling(client: Any) -> int:
+    """Remove what builds left that nobody works on any more, and their intermediate containers."""
+    import docker.errors
+
+    from pytest_sandbox.runtimes.locks import image_lock_is_free
+
+    count = 0
+    found = client.images(filters={"label": [HASH], "dangling": True})
+    if not found:
+        return 0
+    for entry in found:
+        digest = (entry.get("Labels") or {}).get(HASH, "")
+        with contextlib.suppress(docker.errors.APIError), image_lock_is_free(digest) as free:
+            if not free:
+                continue
+            for left in client.containers(all=True, filters={"ancestor": entry["Id"]}):
+                if (left.get("Labels") or {}).get(HASH) == digest:
+                    with contextlib.suppress(RuntimeUnavailable):
+                        remove_container(client, left["Id"])
+                        count += 1
+            client.remove_image(entry["Id"], force=False)
+            count += 1
+    return count
+
+
+def make_run_folder(owner: Owner) -> Path:
+    """A private folder of this process for FIFOs; it says whose it is."""
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    data = {**asdict(owner), "created": time.time()}
+    (folder / _OWNER_FILE).write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def _run_folders(is_dead: Callable[[Owner, float], bool]) -> int:
+    count = 0
+    for folder in Path(tempfile.gettempdir()).glob(_PREFIX + "*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = folder.lstat()
+            if found.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
+                continue
+            data = json.loads((folder / _OWNER_FILE).read_text(encoding="utf-8"))
+            created = float(data.pop("created"))
+            if is_dead(Owner(**data), created):
+                shutil.rmtree(folder, ignore_errors=True)
+                count += 1
+    return count
