@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import chain
 
 from pytest_sandbox.errors import RecipeError
 from pytest_sandbox.recipes.findings import Finding
@@ -27,8 +26,10 @@ def lint_text(text: str, path: str = "") -> list[Finding]:
         recipe = recipe_of(document, text, path)
     except RecipeError as wrong:
         return [_finding(wrong), *place(warnings, text, path)]
-    remarks = chain(warnings, table_remarks(recipe, document), step_remarks(recipe))
-    return place(list(remarks), text, path)
+    found = [*table_remarks(recipe, document), *step_remarks(recipe)]
+    wrong_places = {remark.where for remark in found if remark.severity == "error"}
+    found += [remark for remark in warnings if remark.where not in wrong_places]
+    return place(found, text, path)
 
 
 def lint_file(path: str | os.PathLike[str]) -> list[Finding]:

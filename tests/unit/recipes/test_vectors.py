@@ -1,4 +1,4 @@
-"""The registry's records hold: matching, load errors, support, families, versions, names, actions."""
+"""The registry's records hold: matching, load errors, support, versions, names, actions."""
 
 from __future__ import annotations
 
@@ -132,7 +132,9 @@ def test_names(record, kind, check):
             check(name)
 
 
-@pytest.mark.parametrize("record", vectors("preflight"), ids=lambda r: f"{r['action']} {r['params']}")
+@pytest.mark.parametrize(
+    "record", vectors("preflight"), ids=lambda r: f"{r['action']} {r['params']}"
+)
 def test_preflight(record):
     found = list(preflight(record["action"], record["params"], ("steps", 0)))
     assert len(found) == len(record["errors"] or [])
