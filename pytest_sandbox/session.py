@@ -10,6 +10,7 @@ import atexit
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,11 +163,10 @@ class RunSession:
         if given is not None:
             return given
         from pytest_sandbox.runtimes.detect import find_runtime
-        from pytest_sandbox.runtimes.reaper import mark_run, reap_once
+        from pytest_sandbox.runtimes.runs import enter_run
 
         runtime = find_runtime(self.settings.runtime, self.environ)
-        mark_run(self.run, self.settings.runtime)
-        reap_once(runtime, self.run)
+        enter_run(runtime, self.run)
         return runtime
 
     @property
@@ -372,7 +372,10 @@ class RunSession:
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             if self.main:
+                from pytest_sandbox.runtimes.runs import leave_run
+
                 runtime.sweep(self.run)
+                leave_run(self.run)
             runtime.close()
         atexit.unregister(self.close)
 
@@ -380,11 +383,11 @@ class RunSession:
         """On xdist's controller: remove what workers of this run left, if any of them used an
         engine.
         """
-        from pytest_sandbox.runtimes.reaper import unmark_run
+        from pytest_sandbox.runtimes.runs import leave_run
 
-        name = unmark_run(self.run)
-        if name is not None and self._runtime is None:
-            self.runtime.sweep(self.run)
+        if leave_run(self.run):
+            with suppress(RuntimeUnavailable):  # an engine that is gone took everything along
+                self.runtime.sweep(self.run)
             self.close()
 
     # -- what a person is told -----------------------------------------------------------------
