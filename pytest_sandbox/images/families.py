@@ -58,8 +58,8 @@ def load_families(
 ) -> Mapping[str, Family]:
     """Family name -> Family.
 
-    `file` is a TOML file of the user's (or JSON, by its suffix); its tables replace what the package
-    ships, key by key. `overrides` maps family names to base images and wins over both.
+    `file` is a TOML file of the user's (or JSON, by its suffix); its tables replace what the
+    package ships, key by key. `overrides` maps family names to base images and wins over both.
     Raises UsageError that names file and key.
     """
     families = _shipped() if file is None else _merged(file)

@@ -76,6 +76,17 @@ class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True):
 NOTHING: Final = SystemRequirements()
 
 
+def says_nothing(action: str) -> bool:
+    """Whether a step of this action, as a recipe writes it, never adds to the requirements."""
+    known = ACTIONS.get(action)
+    return known is None or not (
+        known.system
+        or action == "require_system"
+        or action in BIG
+        or (known.network and action not in BY_HOST)
+    )
+
+
 def merged(parts: Iterable[SystemRequirements]) -> SystemRequirements:
     """The union of several plans' needs: whatever any of them needs, each once."""
     together = _Collected()

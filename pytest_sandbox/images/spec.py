@@ -29,14 +29,16 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An image that does not exist yet.
 
     `base` stands in FROM; `base_digest` (`sha256:...`, empty where nothing pins it) is what counts
-    of it. `commands` are the Dockerfile's instructions after FROM. The host fetches `keys` when it
-    builds and copies them and the PEM texts of `certificates` into the build context. `notices` say
-    what a recipe asked for that an image cannot have.
+    of it; `reference` is the base as the families name it. `commands` are the Dockerfile's
+    instructions after FROM. The host fetches `keys` when it builds and copies them and the PEM
+    texts of `certificates` into the context. `notices` say what a recipe asked for that an image
+    cannot have.
     """
 
     target: Target
     base: str
     base_digest: str = ""
+    reference: str = ""
     commands: tuple[str, ...] = ()
     keys: tuple[KeyFile, ...] = ()
     certificates: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ def derive_spec(
         target=target,
         base=base,
         base_digest=digest,
+        reference=reference,
         commands=(*certificate_commands(target.family, len(pems)), *_once(commands)),
         keys=key_files(repositories),
         certificates=pems,

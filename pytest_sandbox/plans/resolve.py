@@ -8,12 +8,7 @@ from pytest_sandbox.errors import Blame, PlanError
 from pytest_sandbox.plans.composites import expand_composite, patch_steps
 from pytest_sandbox.plans.dependencies import check_size, dependency_tree, flatten
 from pytest_sandbox.plans.model import DependencyPlan, Plan, PlanStep, PlatformSpec
-from pytest_sandbox.plans.templates import (
-    expand_params,
-    plan_variables,
-    verify_wants_version,
-    wants_version,
-)
+from pytest_sandbox.plans.templates import expand_params, plan_variables, wants_version
 from pytest_sandbox.plans.versions import check_version, missing_version
 from pytest_sandbox.recipes.params import text_of
 from pytest_sandbox.recipes.select import steps_for, unsupported_reason
@@ -209,11 +204,9 @@ def _check_versions(plan: Plan) -> None:
     if plan.obstacles or any((step.composite or step.action) not in SUPPORTED for step in steps):
         return
     everything: list[Plan | DependencyPlan] = [*parts, plan]
-    for part in everything:
+    for part in everything:  # a check that wants one is for whoever runs it to say
         if part.version:
             continue
         for step in part.steps:
             if wants_version(step.params):
                 raise missing_version(part.tool, f"step {step.source} ({step.action})")
-    if not plan.version and verify_wants_version(plan.verify):
-        raise missing_version(plan.tool, "its verify table")

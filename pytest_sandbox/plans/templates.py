@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_sandbox.recipes.model import Recipe, Verify
+    from pytest_sandbox.recipes.model import Recipe
     from pytest_sandbox.targets import Target
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.@+-]*)\}")
@@ -75,14 +75,3 @@ def strings_in(value: Any) -> Iterator[str]:
 def wants_version(value: Any) -> bool:
     """Whether a placeholder for the version is left in `value`."""
     return any("{version" in text and _VERSION.search(text) for text in strings_in(value))
-
-
-def verify_wants_version(verify: Verify | None) -> bool:
-    """Whether a check cannot be made without knowing the version."""
-    return verify is not None and wants_version(
-        [
-            verify.command,
-            *verify.literals(),
-            *(text for check in verify.additional for text in (check.command, check.pattern)),
-        ]
-    )
