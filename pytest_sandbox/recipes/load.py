@@ -4,6 +4,7 @@ is lenient (steps); every error says file, line, key and what was expected."""
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -85,8 +86,15 @@ def find_recipes(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def read_text(path: str) -> str:
     """The file's text. Raises RecipeError where it cannot be read or is not UTF-8."""
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        file = Path(path)
+        status = file.stat()
+        if status.st_size > _MAX_BYTES:
+            msg = f"the recipe is larger than {_MAX_BYTES >> 20} MiB"
+            raise RecipeError(msg, path=path, next_step="name a recipe file")
+        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
+            msg = "cannot read the recipe: it is no regular file"
+            raise RecipeError(msg, path=path, next_step="name a readable TOML file")
+        data = file.read_bytes()
     except OSError as wrong:
         reason = wrong.strerror or str(wrong)
         msg = f"cannot read the recipe: {reason}"
@@ -94,9 +102,6 @@ def read_text(path: str) -> str:
     except ValueError:  # a path with a NUL
         msg = "cannot read the recipe: its path is no path"
         raise RecipeError(msg, path=path, next_step="name a readable TOML file") from None
-    if len(data) > _MAX_BYTES:
-        msg = f"the recipe is larger than {_MAX_BYTES >> 20} MiB"
-        raise RecipeError(msg, path=path, next_step="name a recipe file")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as wrong:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pytest_sandbox.errors import RecipeError, UsageError
@@ -131,6 +133,10 @@ def test_files_that_cannot_be_read(tmp_path):
         file.truncate(5 << 20)
     with pytest.raises(RecipeError, match="larger than 4 MiB"):
         load_recipe(huge)
+    pipe = tmp_path / "pipe.toml"
+    os.mkfifo(pipe)
+    with pytest.raises(RecipeError, match="no regular file"):
+        load_recipe(pipe)
 
 
 def test_deep_nesting_is_an_error_not_a_crash():
