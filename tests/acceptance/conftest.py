@@ -19,8 +19,9 @@ TARGET = "linux/amd64/debian"
 @pytest.fixture(scope="session")
 def engine() -> Runtime:
     """A runtime of our own, to look at what the runs under test leave behind."""
-    from pytest_sandbox.errors import RuntimeUnavailable
     from pytest_sandbox.runtimes.detect import find_runtime
+
+    from pytest_sandbox.errors import RuntimeUnavailable
 
     try:
         return find_runtime("auto", os.environ)
@@ -45,16 +46,12 @@ def recipe(pytester: pytest.Pytester) -> Callable[[str, str], Path]:
 
 
 @pytest.fixture
-def prove(
-    pytester: pytest.Pytester, engine: Runtime
-) -> Callable[..., pytest.RunResult]:
+def prove(pytester: pytest.Pytester, engine: Runtime) -> Callable[..., pytest.RunResult]:
     """Run `pytest --sandbox` on debian in a process of its own."""
     del engine
 
     def run(*args: str, target: str = TARGET) -> pytest.RunResult:
         targets = ["--sandbox-target", target] if target else []
-        return pytester.runpytest_subprocess(
-            "--sandbox", *targets, "-p", "no:cacheprovider", *args
-        )
+        return pytester.runpytest_subprocess("--sandbox", *targets, "-p", "no:cacheprovider", *args)
 
     return run

@@ -10,7 +10,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 Recipe = "Callable[[str, str], Path]"
 
@@ -31,6 +30,8 @@ def step(command: str, verify: str = "true") -> str:
         f"[verify]\ncommand = '''{verify}'''\n"
     )
 
+
+HASH = "0" * 64
 
 CASES = {
     "fork-bomb": (
@@ -116,28 +117,34 @@ def test_a_hostile_recipe_is_red_and_a_good_one_beside_it_is_green(
 SHELL = "'; touch /tmp/owned; $(touch /tmp/owned) `touch /tmp/owned` && \\n\" | & > < * ? #"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        f"[[steps]]\naction = \"apt_install\"\npackages = ['''{SHELL}''']\n",
-        f"[[steps]]\naction = \"group_add\"\ngroup = '''{SHELL}'''\n",
-        f"[[steps]]\naction = \"require_command\"\ncommand = '''{SHELL}'''\n",
-        f"[[steps]]\naction = \"service_start\"\nservice = '''{SHELL}'''\n",
-        f"[[steps]]\naction = \"apt_repo\"\nurl = '''{SHELL}'''\nkey_url = 'https://k'\n"
-        f"key_sha256 = '{'0' * 64}'\n",
-        f"[[steps]]\naction = \"apt_ppa\"\nppa = '''{SHELL}'''\n",
-        f"[[steps]]\naction = \"require_system\"\ncommand = 'x'\npackages = {{ apt = ['''{SHELL}'''] }}\n",
-        "[[steps]]\naction = \"install_binaries\"\nbinaries = ['../../../../etc/passwd']\n",
-        "[[steps]]\naction = \"chmod\"\nfiles = ['/etc/shadow']\n",
-        "[[steps]]\naction = \"download_file\"\nurl = 'https://x.invalid/a'\ndest = '../../a'\n"
-        f"checksum = '{'0' * 64}'\n",
-        "[[steps]]\naction = \"extract\"\narchive = 'a.tar'\nformat = 'tar'\ndest = '../..'\n",
-    ],
-)
+REFUSED = {
+    "package": f"action = 'apt_install'\npackages = ['''{SHELL}''']",
+    "group": f"action = 'group_add'\ngroup = '''{SHELL}'''",
+    "command": f"action = 'require_command'\ncommand = '''{SHELL}'''",
+    "service": f"action = 'service_start'\nservice = '''{SHELL}'''",
+    "repository": (
+        f"action = 'apt_repo'\nurl = '''{SHELL}'''\n"
+        f"key_url = 'https://k.invalid/k'\nkey_sha256 = '{HASH}'"
+    ),
+    "ppa": f"action = 'apt_ppa'\nppa = '''{SHELL}'''",
+    "required": (
+        f"action = 'require_system'\ncommand = 'x'\npackages = {{ apt = ['''{SHELL}'''] }}"
+    ),
+    "binaries": "action = 'install_binaries'\nbinaries = ['../../../../etc/passwd']",
+    "chmod": "action = 'chmod'\nfiles = ['/etc/shadow']",
+    "download": (
+        "action = 'download_file'\nurl = 'https://x.invalid/a'\ndest = '../../a'\n"
+        f"checksum = '{HASH}'"
+    ),
+    "extract": "action = 'extract'\narchive = 'a.tar'\nformat = 'tar'\ndest = '../..'",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_metacharacters_and_traversal_are_refused_before_anything_runs(
-    body: str, recipe: Recipe, prove: Callable[..., pytest.RunResult]
+    name: str, recipe: Recipe, prove: Callable[..., pytest.RunResult]
 ) -> None:
-    recipe("evil", body + '\n[verify]\ncommand = "true"\n')
+    recipe("evil", "[[steps]]\n" + REFUSED[name] + '\n[verify]\ncommand = "true"\n')
     recipe("zz-good", GOOD)
     result = prove()
     result.assert_outcomes(failed=1, passed=1)
@@ -191,12 +198,11 @@ def test_the_hosts_loopback_is_out_of_reach(
         "while (<R>) { my @f = split; push @a, join('.', reverse map { hex } $f[2] =~ /../g) "
         "if $f[1] eq '00000000' } my $n = 0; for my $h (@a) { my $s = IO::Socket::INET->new("
         f"PeerAddr => $h, PeerPort => {port}, Timeout => 3) or next; $n++; "
-        "print $s \"GET /stolen HTTP/1.0\\r\\n\\r\\n\"; } exit($n ? 0 : 7)"
+        'print $s "GET /stolen HTTP/1.0\\r\\n\\r\\n"; } exit($n ? 0 : 7)'
     )
     recipe(
         "reaches-out",
-        f"[[steps]]\naction = \"run_command\"\ncommand = '''perl -e '{script.replace(chr(39), chr(34))}' '''\n"
-        '\n[verify]\ncommand = "true"\n',
+        step("perl -e '" + script.replace("'", '"') + "' "),
     )
     recipe("zz-good", GOOD)
     result = prove("--sandbox-network", "bridge")
