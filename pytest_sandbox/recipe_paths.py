@@ -112,8 +112,11 @@ def missing_folders(globs: Iterable[str], rootpath: Path, args: Iterable[str]) -
 def targets_of(settings: Settings) -> tuple[Target, ...]:
     """The targets of a run: those that were asked for, else all families on this architecture.
 
-    Raises UsageError for a pattern that names nothing.
+    A bare family means this machine's architecture: it does not ask for another one. Raises
+    UsageError for a pattern that names nothing.
     """
     if settings.target:
-        return tuple(match_targets(settings.target, LINUX_TARGETS))
+        arch = host_arch()
+        asked = [f"linux/{arch}/{one}" if one in FAMILIES else one for one in settings.target]
+        return tuple(match_targets(asked, LINUX_TARGETS))
     return tuple(Target("linux", host_arch(), family) for family in FAMILIES)
