@@ -208,3 +208,5 @@ def test_the_hosts_loopback_is_out_of_reach(
     result = prove("--sandbox-network", "bridge")
     result.assert_outcomes(failed=1, passed=1)
     assert asked == []
+    prove("--sandbox-network", "host", "recipes/reaches-out.toml")
+    assert asked == ["/stolen"]  # the probe itself works
