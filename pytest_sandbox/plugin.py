@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.settings import SETTINGS, Settings, read_settings
+from pytest_sandbox.options import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.base import Runtime
     from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.session import RunSession
+    from pytest_sandbox.settings import Settings
     from pytest_sandbox.targets import Target
 
 _MARKS = (
@@ -55,6 +56,7 @@ class _State:
         """The settings of the run; raises pytest.UsageError for a wrong one."""
         if self._settings is None:
             from pytest_sandbox.errors import UsageError
+            from pytest_sandbox.settings import read_settings
 
             def option(key: str) -> Any:
                 return self.config.getoption(f"sandbox_{key}", None)

@@ -1,4 +1,4 @@
-"""Every setting of a run in one table: `--sandbox-NAME`, PYTEST_SANDBOX_NAME, ini `sandbox_NAME`.
+"""The settings of one run, read from options, environment and ini (the table stands in options).
 
 Precedence is mark > option > environment > ini, the order of pytest-timeout.
 """
@@ -7,75 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import UsageError
 from pytest_sandbox.limits import Limits, parse_size
+from pytest_sandbox.options import SETTINGS, Kind, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-Kind = Literal["text", "flag", "int", "float", "size", "age", "list", "path"]
+__all__ = [
+    "SETTINGS",
+    "Setting",
+    "Settings",
+    "parse_age",
+    "read_settings",
+    "read_value",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row: `name` with dashes, how its text is read, and what it means."""
-
-    name: str
-    kind: Kind
-    help: str
-    metavar: str = ""
-    choices: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """The name with underscores, as in the ini key and in Settings."""
-        return self.name.replace("-", "_")
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return f"PYTEST_SANDBOX_{self.key.upper()}"
-
-
-SETTINGS: Final = (
-    Setting("runtime", "text", "Engine to use; auto takes the first that answers", "NAME"),
-    Setting("target", "list", "Systems to install on, like linux/*/alpine or debian", "GLOB"),
-    Setting("recipes", "list", "Where recipes lie, relative to the rootdir", "GLOB"),
-    Setting("timeout", "float", "Wall clock of one sandbox in seconds", "SECONDS"),
-    Setting("memory", "size", "Memory of one sandbox, swap included", "SIZE"),
-    Setting("cpus", "float", "CPUs of one sandbox", "N"),
-    Setting("pids", "int", "Processes and threads in one sandbox", "N"),
-    Setting("nofile", "int", "Open files of one process in a sandbox", "N"),
-    Setting("disk", "size", "Disk space of one sandbox", "SIZE"),
-    Setting("output", "size", "Bytes that one command may write to one stream", "SIZE"),
-    Setting(
-        "network",
-        "text",
-        "Network of sandboxes while installing",
-        choices=("none", "bridge", "host"),
-    ),
-    Setting("version", "list", "Version of a recipe, where a template needs one", "NAME=VERSION"),
-    Setting(
-        "keep",
-        "text",
-        "Keep systems to look into them with `pytest-sandbox shell`",
-        choices=("never", "failed", "always"),
-    ),
-    Setting("rebuild", "flag", "Build the images anew"),
-    Setting("offline", "flag", "Never pull, bootstrap or build with the network"),
-    Setting("require", "flag", "Fail where a test would be skipped for want of an engine"),
-    Setting("pull", "text", "When base images are pulled", choices=("missing", "always", "never")),
-    Setting("families", "path", "A families.toml of your own", "FILE"),
-    Setting("base", "list", "Base image of a family", "FAMILY=REFERENCE"),
-    Setting("image-age", "age", "Rebuild images older than this (7d)", "AGE"),
-    Setting("image-prefix", "text", "Repository of cached images", "NAME"),
-    Setting("build-network", "text", "Network of image builds", choices=("none", "bridge", "host")),
-    Setting("build-timeout", "float", "Wall clock of one image build in seconds", "SECONDS"),
-    Setting("build-memory", "size", "Memory of one image build", "SIZE"),
-    Setting("build-cpus", "float", "CPUs of one image build", "N"),
-)
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
