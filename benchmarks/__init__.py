@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside its peers, interleaved in one run; `python -m benchmarks --help`."""

@@ -1,0 +1,148 @@
+"""One contest: candidates that do the same work, run in turns, and the bars that ours must hold.
+
+Turns are interleaved and their order rotates, so that a slow minute of the machine falls on all of
+them alike. Compared are medians; p95 shows how far the slow ones lie.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    Candidates = Mapping[str, Callable[[], float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A promise: `value` is at most (or with `least`, at least) `limit`."""
+
+    what: str
+    value: float
+    limit: float
+    unit: str = "x"
+    least: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the promise holds; no number never does."""
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        word = "at least" if self.least else "at most"
+        verdict = "held" if self.held else "MISSED"
+        figures = f"{self.value:.2f}{self.unit} ({word} {self.limit:g}{self.unit})"
+        return f"{verdict}: {self.what}: {figures}"
+
+
+@dataclass(slots=True)
+class Contest:
+    """The seconds of each candidate, in the order of the rounds; the first candidate is ours."""
+
+    title: str
+    samples: dict[str, list[float]]
+    bars: list[Bar] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Candidate -> why it could not take part."""
+
+    @property
+    def ours(self) -> str:
+        """The name of our own candidate."""
+        return next(iter(self.samples))
+
+    def median(self, name: str) -> float:
+        """The candidate's median in seconds."""
+        return statistics.median(self.samples[name])
+
+    def ratio(self, name: str, over: str) -> float:
+        """How many times as long as `over` the candidate `name` takes, by medians."""
+        return self.median(name) / self.median(over)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json: raw samples too."""
+        return {
+            "title": self.title,
+            "seconds": self.samples,
+            "median": {name: self.median(name) for name in self.samples},
+            "p95": {name: percentile(found, 95) for name, found in self.samples.items()},
+            "bars": [
+                {"what": bar.what, "value": bar.value, "limit": bar.limit, "held": bar.held}
+                for bar in self.bars
+            ],
+            "notes": self.notes,
+            "skipped": self.skipped,
+        }
+
+    def __str__(self) -> str:
+        width = max(map(len, self.samples))
+        rounds = len(self.samples[self.ours])
+        head = f"{'':{width}}  {'median':>10}  {'p95':>10}  against ours  ({rounds} rounds)"
+        lines = [self.title, head]
+        for name, found in self.samples.items():
+            against = "" if name == self.ours else f"{self.ratio(name, self.ours):.2f}x"
+            lines.append(
+                f"{name:{width}}  {duration(self.median(name)):>10}"
+                f"  {duration(percentile(found, 95)):>10}  {against:>12}"
+            )
+        lines += [f"{name}: did not take part: {why}" for name, why in self.skipped.items()]
+        return "\n".join([*lines, *self.notes, *map(str, self.bars)])
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """The smallest sample that `percent` of all do not exceed (nearest rank)."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    if abs(seconds) < 0.001:
+        return f"{seconds * 1e6:.0f} us"
+    if abs(seconds) < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds:.2f} s"
+
+
+def interleave(candidates: Candidates, rounds: int, *, warmup: int = 1) -> dict[str, list[float]]:
+    """Call every candidate once a round; the seconds it gives, or the wall clock of the call.
+
+    The first `warmup` rounds fill caches and are not counted.
+    """
+    names = list(candidates)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            began = time.perf_counter()
+            measured = candidates[name]()
+            took = time.perf_counter() - began if measured is None else measured
+            if number >= 0:
+                samples[name].append(took)
+    return samples
+
+
+def run_process(
+    argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], expect: set[int]
+) -> float:
+    """Wall clock of a whole process in seconds; another exit status than expected ends the
+    benchmark with the process's last lines.
+    """
+    began = time.perf_counter()
+    done = subprocess.run(
+        argv, cwd=cwd, env=dict(env), capture_output=True, text=True, check=False, timeout=600
+    )
+    took = time.perf_counter() - began
+    if done.returncode not in expect:
+        words = " ".join(map(str, argv))
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        sys.exit(f"{words}\nexited with status {done.returncode}:\n{tail}")
+    return took

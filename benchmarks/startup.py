@@ -1,0 +1,81 @@
+"""What the installed plugin costs a run that does not use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.contest import Bar, Contest, interleave, run_process
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+LIMIT_MS = 15.0
+HEAVY = ("docker", "httpx", "requests", "urllib3", "msgspec", "filelock", "rich", "cryptography")
+"""What no run may import that has neither --sandbox nor a sandbox fixture."""
+_PROBE = """
+import json, sys
+import pytest
+status = pytest.main(sys.argv[1:])
+print("MODULES", json.dumps([int(status), sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+
+
+def contests(given: argparse.Namespace) -> Iterator[Contest]:
+    """One contest: whole processes of pytest on one passing test."""
+    with tempfile.TemporaryDirectory(prefix="bench-startup-") as temp:
+        yield _contest(Path(temp), given.rounds or 30)
+
+
+def _contest(temp: Path, rounds: int) -> Contest:
+    (temp / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    (temp / "test_nothing.py").write_text("def test_nothing():\n    pass\n", encoding="utf-8")
+    words = ["-p", "no:cacheprovider", "-q", "test_nothing.py"]
+    argv = [sys.executable, "-m", "pytest", *words]
+    env = dict(os.environ)
+    samples = interleave(
+        {
+            "pytest with the plugin": lambda: run_process(argv, cwd=temp, env=env, expect={0}),
+            "pytest -p no:sandbox": lambda: run_process(
+                [*argv, "-p", "no:sandbox"], cwd=temp, env=env, expect={0}
+            ),
+        },
+        rounds,
+        warmup=2,
+    )
+    contest = Contest("startup: pytest without --sandbox, one empty test, whole process", samples)
+    first, second = map(contest.median, samples)
+    contest.bars.append(Bar("slower by", (first - second) * 1e3, LIMIT_MS, unit=" ms"))
+    loaded = _modules(words, temp)
+    if "pytest_sandbox" not in loaded:
+        sys.exit("startup: the plugin is not installed in this environment")
+    heavy = [name for name in HEAVY if name in loaded]
+    contest.notes.append(f"imported of {', '.join(HEAVY)}: {', '.join(heavy) or 'none'}")
+    contest.bars.append(Bar("heavy libraries imported", len(heavy), 0, unit=""))
+    return contest
+
+
+def _modules(words: list[str], temp: Path) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, *words], cwd=temp, capture_output=True, text=True, check=True
+    )
+    line = next(line for line in done.stdout.splitlines() if line.startswith("MODULES "))
+    status, names = json.loads(line.removeprefix("MODULES "))
+    if status:
+        sys.exit(f"startup: pytest exited with status {status}:\n{done.stdout}")
+    return set(names)
+
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import main
+
+    sys.exit(main(names=("startup",)))
