@@ -9,14 +9,12 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import (
-    Blame,
     ImageUnavailable,
     MissingDirectory,
     RuntimeUnavailable,
@@ -28,14 +26,20 @@ from pytest_sandbox.runtimes.base import Stats
 from pytest_sandbox.runtimes.control import Control, ControlLost
 from pytest_sandbox.runtimes.docker_connect import SocketChannel, connect_any
 from pytest_sandbox.runtimes.docker_system import DockerSystem
-from pytest_sandbox.runtimes.owner import LABEL, current_owner, owner_labels
-from pytest_sandbox.runtimes.shell import FOLDER, Facts
+from pytest_sandbox.runtimes.owner import owner_labels
+from pytest_sandbox.runtimes.shell import FOLDER
 from pytest_sandbox.runtimes.streams import TailBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_sandbox.runtimes.base import BuildRequest, ImageInfo, Owner, RuntimeInfo, SandboxSpec
+    from pytest_sandbox.runtimes.base import (
+        BuildRequest,
+        ImageInfo,
+        Owner,
+        RuntimeInfo,
+        SandboxSpec,
+    )
     from pytest_sandbox.targets import Target
 
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -128,9 +132,9 @@ class DockerRuntime:
     def images(self) -> list[ImageInfo]:
         return docker_images.images(self.client)
 
-    def commit(self, container: str, labels: Mapping[str, str]) -> str:
+    def commit(self, container: str, name: str | None, labels: Mapping[str, str]) -> str:
         """Make a snapshot of a container; its name."""
-        return docker_images.commit(self.client, container, labels)
+        return docker_images.commit(self.client, container, name, labels)
 
     # --- sandboxes ----------------------------------------------------------------------------
 
@@ -203,7 +207,9 @@ class DockerRuntime:
 
             self._nofile = min(spec.limits.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
             return True
-        if ("storage-opt" in low or "storage opt" in low or "pquota" in low) and not self._no_disk_limit:
+        if (
+            "storage-opt" in low or "storage opt" in low or "pquota" in low
+        ) and not self._no_disk_limit:
             self._no_disk_limit = True
             return True
         if self._fast_path and "pytest-sandbox-" in low and "bind source path" in low:
@@ -405,5 +411,3 @@ def _word(text: str) -> str:
 
 def _lines(chunks: Any) -> list[bytes]:
     return [line for line in b"".join(chunks).split(b"\n") if line.strip()]
-
-

@@ -90,9 +90,7 @@ def _not_answering(endpoint: Endpoint, timeout: float, exc: Exception) -> Runtim
     msg = f"the engine at {endpoint.url} ({endpoint.source}) does not answer within {timeout:g} s"
     if not isinstance(exc, TimeoutError) and "timed out" not in reason.lower():
         msg = f"the engine at {endpoint.url} ({endpoint.source}) gives no usable answer: {reason}"
-    return RuntimeUnavailable(
-        msg, next_step="look at the engine's own log, or restart the engine"
-    )
+    return RuntimeUnavailable(msg, next_step="look at the engine's own log, or restart the engine")
 
 
 def connect_any(environ: Mapping[str, str], explicit: str = "") -> tuple[Any, Endpoint]:
@@ -111,7 +109,8 @@ def connect_any(environ: Mapping[str, str], explicit: str = "") -> tuple[Any, En
         raise (known or errors)[0]
     msg = "no container engine found: none of the usual sockets of Docker and Podman exists"
     raise RuntimeUnavailable(
-        msg, next_step="install and start Docker or Podman, or set DOCKER_HOST to where its socket is"
+        msg,
+        next_step="install and start Docker or Podman, or set DOCKER_HOST to where its socket is",
     )
 
 

@@ -105,4 +105,3 @@ def _from_context(name: str, environ: Mapping[str, str]) -> Endpoint:
     tls = folder / "tls" / digest / "docker"
     has_tls = host.startswith("tcp://") and tls.is_dir()
     return Endpoint(host, f"context {name}", str(tls) if has_tls else "", not skip)
-

@@ -79,7 +79,7 @@ class ExecCommand:
             words = b" ".join(shell.quote(shell.to_bytes(word)) for word in argv)
             octal = "".join(f"\\{byte:03o}" for byte in words)
             end = " 2>&1" if job.merge else ""
-            return ["/bin/sh", "-c", f'eval "{start} $(printf \'{octal}\'){end}"']
+            return ["/bin/sh", "-c", f"eval \"{start} $(printf '{octal}'){end}\""]
         if job.merge:
             return ["/bin/sh", "-c", f'{start} "$@" 2>&1', "sh", *argv]
         return argv
@@ -187,7 +187,9 @@ class ExecCommand:
         if "executable file not found" in low or "no such file or directory" in low:
             stderr.feed(f"{name}: not found\n".encode("utf-8", "surrogateescape"))
             return 127
-        if any(word in low for word in ("permission denied", "exec format error", "is a directory")):
+        if any(
+            word in low for word in ("permission denied", "exec format error", "is a directory")
+        ):
             stderr.feed(f"{name}: cannot be executed\n".encode("utf-8", "surrogateescape"))
             return 126
         if "resource temporarily unavailable" in low or "cannot allocate" in low:

@@ -8,9 +8,10 @@ import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, RuntimeUnavailable
+from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.runtimes.base import ImageInfo
 from pytest_sandbox.runtimes.owner import LABEL, owner_labels
-from pytest_sandbox.runtimes.reaper import HASH, SNAPSHOT
+from pytest_sandbox.runtimes.reaper import SNAPSHOT
 from pytest_sandbox.targets import arch_from_machine
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def find_image(client: Any, reference: str) -> ImageInfo | None:
 def images(client: Any) -> list[ImageInfo]:
     """Every named image with our label or a build's hash, each name once."""
     known: dict[str, ImageInfo] = {}
-    for label in (LABEL, HASH, SNAPSHOT):
+    for label in (LABEL, HASH_LABEL, SNAPSHOT):
         for entry in client.images(filters={"label": [label]}):
             for name in entry.get("RepoTags") or ():
                 if name not in known and name != "<none>:<none>":
@@ -130,15 +131,24 @@ def _pull_error(reference: str, text: str) -> ImageUnavailable:
         return ImageUnavailable(
             what, blame=Blame.NETWORK, next_step=f"log in to {registry}, or wait and try again"
         )
-    if any(word in low for word in ("no matching manifest", "does not match the specified platform")):
+    if any(
+        word in low for word in ("no matching manifest", "does not match the specified platform")
+    ):
         return ImageUnavailable(
             what, blame=Blame.UPSTREAM, next_step="choose an image for this architecture"
         )
-    if any(word in low for word in ("no such host", "dial tcp", "timeout", "refused", "eof", "reset by")):
+    if any(
+        word in low
+        for word in ("no such host", "dial tcp", "timeout", "refused", "eof", "reset by")
+    ):
         return ImageUnavailable(
-            what, blame=Blame.NETWORK, next_step="check the network, the proxy and the mirrors of the engine"
+            what,
+            blame=Blame.NETWORK,
+            next_step="check the network, the proxy and the mirrors of the engine",
         )
-    if any(word in low for word in ("unauthorized", "denied", "authentication required", "forbidden")):
+    if any(
+        word in low for word in ("unauthorized", "denied", "authentication required", "forbidden")
+    ):
         return ImageUnavailable(
             what,
             blame=Blame.HOST,
@@ -149,7 +159,9 @@ def _pull_error(reference: str, text: str) -> ImageUnavailable:
             what, blame=Blame.UPSTREAM, next_step="check the image's name and tag or digest"
         )
     return ImageUnavailable(
-        what, blame=Blame.NETWORK, next_step="check the network, the proxy and the mirrors of the engine"
+        what,
+        blame=Blame.NETWORK,
+        next_step="check the network, the proxy and the mirrors of the engine",
     )
 
 
@@ -166,7 +178,9 @@ def load_rootfs(
 
     repository, tag = split_reference(reference)
     changes = ['CMD ["/bin/sh"]']
-    changes += [f"LABEL {_dockerfile_word(k)}={_dockerfile_word(v)}" for k, v in sorted(labels.items())]
+    changes += [
+        f"LABEL {_dockerfile_word(k)}={_dockerfile_word(v)}" for k, v in sorted(labels.items())
+    ]
     params = {
         "fromSrc": "-",
         "repo": repository,
@@ -202,18 +216,17 @@ def _dockerfile_word(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
 
 
-def commit(client: Any, container: str, labels: Mapping[str, str]) -> str:
-    """Make a snapshot; its name. The container's own labels, its owner's among them, go along."""
-    tag = secrets.token_hex(8)
-    client.commit(
-        container,
-        repository=SNAPSHOTS,
-        tag=tag,
-        conf={
-            "Labels": {SNAPSHOT: "1", f"{LABEL}.created": f"{time.time():.3f}", **labels},
-        },
-    )
-    return f"{SNAPSHOTS}:{tag}"
+def commit(client: Any, container: str, name: str | None, labels: Mapping[str, str]) -> str:
+    """Make a snapshot; its name.
+
+    The container's labels, its owner's among them, go along. One with a `name` outlives its run.
+    """
+    repository, tag = split_reference(name) if name else (SNAPSHOTS, secrets.token_hex(8))
+    whose = {SNAPSHOT: "1", f"{LABEL}.created": f"{time.time():.3f}"}
+    if name:
+        whose |= {SNAPSHOT: "kept", f"{LABEL}.run": ""}
+    client.commit(container, repository=repository, tag=tag, conf={"Labels": {**whose, **labels}})
+    return f"{repository}:{tag}"
 
 
 def make_network(client: Any, owner: Owner) -> str:

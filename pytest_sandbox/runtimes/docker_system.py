@@ -8,7 +8,7 @@ import secrets
 import shutil
 import threading
 import time
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, MissingDirectory, SandboxGone, SandboxTimeout
 from pytest_sandbox.runtimes import docker_files, shell
@@ -285,7 +285,12 @@ class DockerSystem:
             limit = "memory"
         if limit is None and status and after.pids > before.pids:
             limit = "pids"
-        if limit is None and status and self._disk and b"No space left on device" in job.stderr()[-4096:]:
+        if (
+            limit is None
+            and status
+            and self._disk
+            and b"No space left on device" in job.stderr()[-4096:]
+        ):
             limit = "disk"
         result = job.result(status, limit)
         if limit == "time":
@@ -293,7 +298,9 @@ class DockerSystem:
             seconds = self.spec.limits.timeout if whose == "the sandbox" else job.timeout
             msg = f"{whose} ran longer than {seconds:g} s: {job.shown()}"
             raise SandboxTimeout(
-                msg, result, next_step="give it more time with timeout=, or find out what it waits for"
+                msg,
+                result,
+                next_step="give it more time with timeout=, or find out what it waits for",
             )
         return result
 
@@ -396,9 +403,9 @@ class DockerSystem:
         mounted = [mount.target for mount in self.spec.mounts]
         return docker_files.changes(self._client, self.id, [*mounted, *self.spec.tmpfs])
 
-    def snapshot(self, *, labels: Mapping[str, str] | None = None) -> str:
+    def snapshot(self, *, name: str | None = None, labels: Mapping[str, str] | None = None) -> str:
         self._check_alive()
-        return self._runtime.commit(self.id, labels or {})
+        return self._runtime.commit(self.id, name, labels or {})
 
     # --- what it says -------------------------------------------------------------------------
 

@@ -41,9 +41,7 @@ def parse_stat(line: str) -> Process | None:
     if not sep or not opened or len(fields) < 20:
         return None
     try:
-        return Process(
-            int(pid), int(fields[1]), int(fields[3]), fields[0], int(fields[19]), name
-        )
+        return Process(int(pid), int(fields[1]), int(fields[3]), fields[0], int(fields[19]), name)
     except ValueError:
         return None
 

@@ -6,6 +6,7 @@ Only what carries our label is looked at; nothing is ever found by name or by su
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,16 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import RuntimeUnavailable
+from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.runtimes.base import Owner
-from pytest_sandbox.runtimes.owner import LABEL, owner_from_labels
+from pytest_sandbox.runtimes.owner import FOREIGN_AGE, LABEL, owner_from_labels, owner_is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pytest_sandbox.runtimes.base import Runtime
+
 SNAPSHOT: Final = f"{LABEL}.snapshot"
 """Label of a snapshot; its value is `kept` for one that outlives its run (a cached install)."""
-HASH: Final = f"{LABEL}.hash"
-"""Label of a built image, in its Dockerfile right after FROM."""
 _PREFIX: Final = "pytest-sandbox-run-"
 _OWNER_FILE: Final = "owner.json"
 
@@ -99,16 +101,14 @@ def _dangling(client: Any) -> int:
     from pytest_sandbox.runtimes.locks import image_lock_is_free
 
     count = 0
-    found = client.images(filters={"label": [HASH], "dangling": True})
-    if not found:
-        return 0
-    for entry in found:
-        digest = (entry.get("Labels") or {}).get(HASH, "")
+    for entry in client.images(filters={"label": [HASH_LABEL], "dangling": True}):
+        digest = (entry.get("Labels") or {}).get(HASH_LABEL, "")
         with contextlib.suppress(docker.errors.APIError), image_lock_is_free(digest) as free:
             if not free:
                 continue
-            for left in client.containers(all=True, filters={"ancestor": entry["Id"]}):
-                if (left.get("Labels") or {}).get(HASH) == digest:
+            for left in client.containers(all=True, filters={"label": [f"{HASH_LABEL}={digest}"]}):
+                # A sandbox carries the hash of its image, but it has an owner.
+                if (left.get("Labels") or {}).get(LABEL) != "1":
                     with contextlib.suppress(RuntimeUnavailable):
                         remove_container(client, left["Id"])
                         count += 1
@@ -138,3 +138,46 @@ def _run_folders(is_dead: Callable[[Owner, float], bool]) -> int:
                 shutil.rmtree(folder, ignore_errors=True)
                 count += 1
     return count
+
+
+def _runs_folder() -> Path:
+    from pytest_sandbox.runtimes.locks import lock_folder
+
+    folder = lock_folder().parent / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _mark(run: str, what: str) -> Path:
+    return _runs_folder() / f"{hashlib.sha256(run.encode()).hexdigest()[:32]}.{what}"
+
+
+def mark_run(run: str, runtime: str) -> None:
+    """Note that a process of this run used an engine: `runtime` is the setting that found it."""
+    _mark(run, "used").write_text(runtime, encoding="utf-8")
+
+
+def unmark_run(run: str) -> str | None:
+    """End the notes of a run: the setting that `mark_run` noted, or None where no engine was used."""
+    _mark(run, "reaped").unlink(missing_ok=True)
+    path = _mark(run, "used")
+    try:
+        name = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    path.unlink(missing_ok=True)
+    return name
+
+
+def reap_once(runtime: Runtime, run: str) -> int:
+    """Remove what dead owners left, once for all processes of a run; the number of things removed."""
+    now = time.time()
+    for old in _runs_folder().iterdir():
+        with contextlib.suppress(OSError):
+            if now - old.stat().st_mtime > FOREIGN_AGE:
+                old.unlink()
+    try:
+        _mark(run, "reaped").touch(exist_ok=False)
+    except FileExistsError:
+        return 0
+    return runtime.reap(lambda owner, created: owner_is_dead(owner, created, time.time()))

@@ -203,7 +203,12 @@ def command(
         )
         inner = b"unset PWD OLDPWD;%sexec %s" % (exports, words)
     err = b"2>" + quote(to_bytes(streams.err)) if streams.err else b"2>&1"
-    whole = b"( %s ) <%s >%s %s" % (inner, quote(to_bytes(streams.stdin)), quote(to_bytes(streams.out)), err)
+    whole = b"( %s ) <%s >%s %s" % (
+        inner,
+        quote(to_bytes(streams.stdin)),
+        quote(to_bytes(streams.out)),
+        err,
+    )
     counters = _COUNTERS[facts.cgroups]
     return (
         b"%s_pn=$_pm _po=$_pp;if cd -P -- %s;then command eval %s;_ps=$?;else _ps=D;fi;"
@@ -259,9 +264,7 @@ def parse_counters(lines: Sequence[bytes]) -> tuple[Counters, int]:
 
 def dump_processes() -> bytes:
     """Print every `/proc/PID/stat` with builtins alone."""
-    return (
-        b"for _pk in /proc/[0-9]*/stat;do read -r _pv <$_pk && printf '%s\\n' \"$_pv\";done;"
-    )
+    return b"for _pk in /proc/[0-9]*/stat;do read -r _pv <$_pk && printf '%s\\n' \"$_pv\";done;"
 
 
 def send_signal(name: str, pids: Sequence[int]) -> bytes:
@@ -296,14 +299,14 @@ def parse_stats(lines: Sequence[bytes]) -> tuple[int, float, int]:
     seconds = 0.0
     if sections.get("cpuacct/cpuacct.usage"):
         seconds = int(sections["cpuacct/cpuacct.usage"][0]) / 1e9
-    for line in sections.get("cpu.stat", ()):
-        if line.startswith("usage_usec "):
-            seconds = int(line.split()[1]) / 1e6
+    for text in sections.get("cpu.stat", ()):
+        if text.startswith("usage_usec "):
+            seconds = int(text.split()[1]) / 1e6
     written = 0
-    for line in sections.get("blkio/blkio.throttle.io_service_bytes", ()):
-        words = line.split()
+    for text in sections.get("blkio/blkio.throttle.io_service_bytes", ()):
+        words = text.split()
         if len(words) == 3 and words[1] == "Write":
             written += int(words[2])
-    for line in sections.get("io.stat", ()):
-        written += sum(int(word[7:]) for word in line.split() if word.startswith("wbytes="))
+    for text in sections.get("io.stat", ()):
+        written += sum(int(word[7:]) for word in text.split() if word.startswith("wbytes="))
     return peak, seconds, written

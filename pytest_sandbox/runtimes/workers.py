@@ -100,7 +100,9 @@ class Worker:
 
 def _make_fifo(path: Path) -> None:
     os.mkfifo(path)
-    path.chmod(stat.S_IRUSR | stat.S_IWUSR | 0o066)  # the sandbox's user may be anybody; the folder is private
+    path.chmod(
+        stat.S_IRUSR | stat.S_IWUSR | 0o066
+    )  # the sandbox's user may be anybody; the folder is private
 
 
 class Pool:
@@ -182,9 +184,7 @@ class Pipes:
                 path = folder / f"{name}{token}"
                 _make_fifo(path)
                 self._paths.append(path)
-                self.descriptors.append(
-                    os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-                )
+                self.descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
             if stdin is not None:
                 path = folder / f"i{token}"
                 self._paths.append(path)

@@ -1,0 +1,108 @@
+"""Which engines are on this machine, and which one a run uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import RuntimeUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_sandbox.runtimes.base import Runtime, RuntimeInfo
+
+RUNTIMES = ("auto", "docker", "podman", "fake")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One engine that was looked for, for `pytest-sandbox doctor`.
+
+    `info` is what it says of itself when it answers; else `problem` says what is wrong and `next_step` what to do.
+    """
+
+    runtime: str
+    endpoint: str
+    source: str
+    info: RuntimeInfo | None = None
+    problem: str = ""
+    next_step: str = ""
+
+    @property
+    def found(self) -> bool:
+        """Whether it can be used."""
+        return self.info is not None
+
+
+def find_runtime(name: str, environ: Mapping[str, str]) -> Runtime:
+    """The runtime of that name; `auto` takes the first that answers.
+
+    A URL like `unix:///run/docker.sock` names an endpoint. Raises RuntimeUnavailable, and UsageError for an unknown name.
+    """
+    if name == "fake":
+        from pytest_sandbox.runtimes.fake import FakeRuntime
+
+        return FakeRuntime()
+    from pytest_sandbox.runtimes.docker import DockerRuntime
+
+    if "://" in name:
+        runtime = DockerRuntime(name, environ=environ)
+    elif name in {"auto", "docker", ""}:
+        runtime = DockerRuntime(environ=environ)
+    elif name == "podman":
+        runtime = DockerRuntime(_podman_endpoint(environ), environ=environ)
+    else:
+        msg = f"unknown runtime {name!r}"
+        raise UsageError(
+            msg,
+            next_step=f"use one of {', '.join(RUNTIMES)}, or a URL like unix:///run/docker.sock",
+        )
+    runtime.info()  # an engine that does not answer is told here
+    return runtime
+
+
+def _podman_endpoint(environ: Mapping[str, str]) -> str:
+    from pytest_sandbox.runtimes.docker_context import default_sockets
+
+    places = [
+        end for end in default_sockets(environ) if "podman" in end.url and end.socket is not None
+    ]
+    for endpoint in places:
+        if endpoint.socket is not None and endpoint.socket.exists():
+            return endpoint.url
+    msg = f"no socket of Podman at {' or '.join(end.url for end in places)}"
+    raise RuntimeUnavailable(
+        msg, next_step="start it with `systemctl --user start podman.socket`, or set DOCKER_HOST"
+    )
+
+
+def survey(environ: Mapping[str, str]) -> list[Candidate]:
+    """Look for every engine, the one that a run would use first; nothing is changed."""
+    from pytest_sandbox.runtimes.docker_connect import connect
+    from pytest_sandbox.runtimes.docker_context import candidates, default_sockets
+    from pytest_sandbox.runtimes.docker_info import engine_info
+
+    found: list[Candidate] = []
+    try:
+        endpoints = candidates(environ)
+    except RuntimeUnavailable as exc:
+        found.append(Candidate("docker", "", "context", None, exc.what, exc.next_step))
+        endpoints = []
+    known = {endpoint.url for endpoint in endpoints}
+    endpoints += [end for end in default_sockets(environ) if end.url not in known]
+    for endpoint in endpoints:
+        kind = "podman" if "podman" in endpoint.url else "docker"
+        try:
+            client = connect(endpoint)
+            try:
+                info = engine_info(client, endpoint.url)
+            finally:
+                client.close()
+        except RuntimeUnavailable as exc:
+            found.append(
+                Candidate(kind, endpoint.url, endpoint.source, None, exc.what, exc.next_step)
+            )
+            continue
+        found.append(Candidate(info.name, endpoint.url, endpoint.source, info))
+    return found
