@@ -110,7 +110,7 @@ def _url(value: str, where: KeyPath) -> Iterator[Remark]:
 
 def _checksums(params: dict[str, Any], at: KeyPath) -> Iterator[Remark]:
     algorithm = params.get("checksum_algo", "sha256")
-    if algorithm not in _HEX:
+    if not isinstance(algorithm, str) or algorithm not in _HEX:
         message = f"unknown checksum_algo {algorithm!r}; expected sha256 or sha512"
         yield Remark((*at, "checksum_algo"), "error", message, nearest(str(algorithm), _HEX))
         return

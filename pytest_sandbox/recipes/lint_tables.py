@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.recipes.findings import KeyPath, Remark, Severity, nearest
 from pytest_sandbox.recipes.grammar import RECIPE_NAME
+from pytest_sandbox.recipes.params import text_of
 from pytest_sandbox.recipes.select import DEFAULT_ARCH, DEFAULT_OS, platforms
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ _INFERRED: Final = {
     "goproxy": "go_install",
 }
 """Version sources that an install step already implies."""
+_VERSIONED: Final = frozenset(
+    {*_INFERRED.values(), "github_archive", "github_file", "fossil_archive", "homebrew"}
+)
+"""Actions that say where versions come from."""
 
 
 def table_remarks(recipe: Recipe, document: dict[str, Any]) -> Iterator[Remark]:
@@ -180,12 +185,18 @@ def _version(recipe: Recipe, version: VersionSource) -> Iterator[Remark]:
             if not getattr(version, key):
                 yield _error(("version", "source"), f"source http_json needs version.{key}")
     actions = {step.action for step in recipe.steps}
+    checked = recipe.verify.literals() if recipe.verify else ()
+    if not (version.source or version.github_repo or actions & _VERSIONED) and any(
+        "{version}" in pattern for pattern in checked
+    ):
+        message = "a pattern uses {version}, and nothing says where versions come from"
+        yield _warning(("verify",), message)
     if _INFERRED.get(version.source) in actions:
         yield _warning(
             ("version", "source"), f"redundant: {_INFERRED[version.source]} already says so"
         )
     repos = {
-        step.params.get("repo")
+        text_of(step.params, "repo")
         for step in recipe.steps
         if step.action in {"github_archive", "github_file"}
     }

@@ -289,6 +289,24 @@ def test_any_document_gets_an_error_and_no_crash(text):
     assert "error" in [finding.severity for finding in lint_text(text)]
 
 
+def test_a_version_that_nothing_provides():
+    assert found(recipe_text(PLAIN, rest='pattern = "{version}"\n')) == [("warning", "verify")]
+    versioned = recipe_text(step("homebrew", 'formula = "a"'), rest='pattern = "{version}"\n')
+    assert found(versioned) == []
+
+
+@pytest.mark.parametrize(
+    ("action", "rest", "key"),
+    [
+        ("github_archive", 'repo = [[1]]\nasset_pattern = "a"\nbinaries = ["a"]', "repo"),
+        ("download", 'url = "https://x/{os}"\nchecksum_algo = [1]', "checksum_algo"),
+        ("extract", 'archive = "a"\nformat = [1]', "format"),
+    ],
+)
+def test_values_of_any_type_get_an_error_and_no_crash(action, rest, key):
+    assert ("error", f"steps[1].{key}") in found(recipe_text(step(action, rest)))
+
+
 def test_control_characters_do_not_reach_a_terminal():
     (finding,) = lint_text('[metadata]\nname = "\\u001b[31m\\n"\n')
     assert "\x1b" not in str(finding)
