@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.contest import Bar, Contest, interleave, run_process
+from benchmarks.contest import Bar, Contest, environment, interleave, run_process
 
 if TYPE_CHECKING:
     import argparse
@@ -46,7 +46,7 @@ def _contest(corpus: Path, temp: Path, rounds: int) -> Contest:
     items = temp / "items.json"
     items.write_text(json.dumps(names), encoding="utf-8")
     here = str(Path(__file__).resolve().parents[1])
-    env = {**os.environ, "BARE_ITEMS": str(items), "PYTHONPATH": here}
+    env = {**environment(temp), "BARE_ITEMS": str(items), "PYTHONPATH": here}
     seen = _count(bare, temp, env)
     if seen != total:
         sys.exit(f"collect: the bare plugin yields {seen} items, ours {total}")

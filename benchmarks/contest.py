@@ -7,6 +7,7 @@ them alike. Compared are medians; p95 shows how far the slow ones lie.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -128,6 +129,14 @@ def interleave(candidates: Candidates, rounds: int, *, warmup: int = 1) -> dict[
             if number >= 0:
                 samples[name].append(took)
     return samples
+
+
+def environment(temp: Path) -> dict[str, str]:
+    """This process's environment with a bytecode cache below `temp`: as for an installed plugin,
+    sources are compiled once (in the warm-up), even where this shell forbids to write caches.
+    """
+    env = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**env, "PYTHONPYCACHEPREFIX": str(temp / "bytecode")}
 
 
 def run_process(

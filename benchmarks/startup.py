@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.contest import Bar, Contest, interleave, run_process
+from benchmarks.contest import Bar, Contest, environment, interleave, run_process
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +40,7 @@ def _contest(temp: Path, rounds: int) -> Contest:
     (temp / "test_nothing.py").write_text("def test_nothing():\n    pass\n", encoding="utf-8")
     words = ["-p", "no:cacheprovider", "-q", "test_nothing.py"]
     argv = [sys.executable, "-m", "pytest", *words]
-    env = dict(os.environ)
+    env = environment(temp)
     samples = interleave(
         {
             "pytest with the plugin": lambda: run_process(argv, cwd=temp, env=env, expect={0}),
