@@ -80,8 +80,8 @@ _FAILURES: Final[tuple[tuple[str, Blame, str], ...]] = (
         r"unshare|newuidmap|subuid|must be root|[Pp]ermission denied|Operation not permitted",
         Blame.HOST,
         (
-            "run as root, or let this user make user namespaces: apt-get install uidmap, and a line "
-            "for the user in /etc/subuid and /etc/subgid"
+            "run as root, or let this user make user namespaces: apt-get install uidmap, "
+            "and a line for the user in /etc/subuid and /etc/subgid"
         ),
     ),
 )
