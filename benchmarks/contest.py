@@ -68,6 +68,14 @@ class Contest:
         """How many times as long as `over` the candidate `name` takes, by medians."""
         return self.median(name) / self.median(over)
 
+    def slower(self, name: str, over: str) -> float:
+        """Seconds that `name` takes longer than `over`: the median of the rounds' own differences.
+
+        Both of a round ran within moments of each other, so load that comes and goes cancels out.
+        """
+        pairs = zip(self.samples[name], self.samples[over], strict=True)
+        return statistics.median(first - second for first, second in pairs)
+
     def as_dict(self) -> dict[str, Any]:
         """For --json: raw samples too."""
         return {
