@@ -1,6 +1,7 @@
 """The control shell: the sandbox's main process, spoken to over the engine's attach stream.
 
-When this process dies, however it dies, the stream ends, the shell reads end of file and the sandbox ends.
+When this process dies, however it dies, the stream ends, the shell reads end of file and the
+sandbox ends.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Control:
         self._started = False
 
     def call(self, program: bytes, timeout: float = 10.0) -> list[bytes]:
-        """Run `program` (it must only use builtins) and return what it printed. Raises ControlLost."""
+        """Run `program` (builtins alone) and return what it printed. Raises ControlLost."""
         token = secrets.token_hex(8).encode()
         begin, end = b"<%s\n" % token, b">%s\n" % token
         # Both ends are marked: what an interrupted call left is no part of the next answer.

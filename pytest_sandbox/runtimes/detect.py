@@ -19,7 +19,8 @@ RUNTIMES = ("auto", "docker", "podman", "fake")
 class Candidate:
     """One engine that was looked for, for `pytest-sandbox doctor`.
 
-    `info` is what it says of itself when it answers; else `problem` says what is wrong and `next_step` what to do.
+    `info` is what it says of itself when it answers; else `problem` says what is wrong and
+    `next_step` what to do.
     """
 
     runtime: str
@@ -38,7 +39,8 @@ class Candidate:
 def find_runtime(name: str, environ: Mapping[str, str]) -> Runtime:
     """The runtime of that name; `auto` takes the first that answers.
 
-    A URL like `unix:///run/docker.sock` names an endpoint. Raises RuntimeUnavailable, and UsageError for an unknown name.
+    A URL like `unix:///run/docker.sock` names an endpoint. Raises RuntimeUnavailable, and
+    UsageError for an unknown name.
     """
     if name == "fake":
         from pytest_sandbox.runtimes.fake import FakeRuntime

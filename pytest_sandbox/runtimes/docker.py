@@ -11,7 +11,6 @@ import secrets
 import shutil
 import threading
 import time
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import (
@@ -32,6 +31,7 @@ from pytest_sandbox.runtimes.streams import TailBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from pytest_sandbox.runtimes.base import (
         BuildRequest,
@@ -45,14 +45,16 @@ if TYPE_CHECKING:
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HOSTNAME: Final = "sandbox"
 _OVERHEAD: Final = 3
-"""Init, the control shell and one worker: the sandbox's own processes do not count against its limit."""
+"""Init, the control shell and one worker: the sandbox's own processes do not count against its
+limit.
+"""
 
 
 class DockerRuntime:
     """Sandboxes on a Docker-compatible engine; connects when it is first needed.
 
-    `endpoint` like `unix:///run/docker.sock` goes before DOCKER_HOST, contexts and the usual sockets. `fast_path=False` makes
-    every command a real exec.
+    `endpoint` like `unix:///run/docker.sock` goes before DOCKER_HOST, contexts and the usual
+    sockets. `fast_path=False` makes every command a real exec.
     """
 
     name = "docker"
@@ -360,7 +362,9 @@ class DockerRuntime:
             return False
 
     def was_out_of_memory(self, container: str, seconds: float) -> bool:
-        """Whether the engine recorded that the memory limit killed something in a container that is gone."""
+        """Whether the engine recorded that the memory limit killed something in a container that is
+        gone.
+        """
         import docker.errors
 
         deadline = time.monotonic() + 2

@@ -32,7 +32,8 @@ _STATUS: Final = re.compile(r"returned a non-zero code: (\d+)|exit status (\d+)|
 _HASH: Final = re.compile(re.escape(HASH_LABEL) + r'="?([0-9a-f]{8,64})')
 _LAST_LINES: Final = 20
 
-# What a package manager says when the network, not the recipe, is at fault - and the other way round.
+# What a package manager says when the network, not the recipe, is at fault - and the other way
+# round.
 _HOST: Final = re.compile(
     r"certificate verif|x509|unable to get local issuer|self.signed certificate|"
     r"no space left on device|SSL certificate problem",
@@ -196,7 +197,9 @@ def _failure(request: BuildRequest, progress: _Progress, *, timed_out: bool) -> 
     last = "\n".join(list(progress.step_lines or progress.lines)[-_LAST_LINES:])
     where = f"step {progress.step} " if progress.step else ""
     if timed_out:
-        msg = f"the build of {request.name} took longer than {request.timeout:g} s, in {where}{progress.command}"
+        msg = f"the build of {request.name} took longer than {request.timeout:g} s"
+        if where:
+            msg += f", in {where}{progress.command[:120]}"
         return BuildFailed(
             msg,
             command=progress.command,
@@ -230,7 +233,8 @@ _NEXT: Final = {
 def blame_of(text: str, code: int | None = None) -> tuple[Blame, str]:
     """Whose fault a failed build is by what it printed, and the line that says so.
 
-    The cause stands before its consequences: a mirror that does not resolve makes packages that cannot be located.
+    The cause stands before its consequences: a mirror that does not resolve makes packages that
+    cannot be located.
     """
     if code == 137:
         return Blame.LIMIT, "a process was killed (status 137): the build ran out of memory"
@@ -254,7 +258,8 @@ def _clean(client: Any, request: BuildRequest, progress: _Progress) -> None:
     if found := _HASH.search(request.dockerfile):
         wanted = {HASH_LABEL: found[1]}
     with contextlib.suppress(docker.errors.APIError, OSError):
-        # The engine itself ends the running step of a build whose client went away; this may take a moment.
+        # The engine itself ends the running step of a build whose client went away; this may take a
+        # moment.
         for container in (*progress.containers[-1:], *_containers(client, wanted)):
             with contextlib.suppress(RuntimeUnavailable):
                 remove_container(client, container)
@@ -269,7 +274,9 @@ def _clean(client: Any, request: BuildRequest, progress: _Progress) -> None:
 
 
 def _containers(client: Any, wanted: Mapping[str, str]) -> Iterator[str]:
-    """Intermediate containers of this build; a sandbox, started from an image of this hash, is none."""
+    """Intermediate containers of this build; a sandbox, started from an image of this hash, is
+    none.
+    """
     if wanted:
         for entry in client.containers(all=True, filters={"label": _as_filter(wanted)}):
             if (entry.get("Labels") or {}).get(LABEL) != "1":

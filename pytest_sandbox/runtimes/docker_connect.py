@@ -22,7 +22,9 @@ API_TIMEOUT: Final = 120.0
 
 
 def connect(endpoint: Endpoint, timeout: float = PING_TIMEOUT) -> Any:
-    """A low-level client of the Docker SDK for `endpoint`. Raises RuntimeUnavailable that says what is wrong."""
+    """A low-level client of the Docker SDK for `endpoint`. Raises RuntimeUnavailable that says what
+    is wrong.
+    """
     _knock(endpoint, timeout)
     import docker
     import docker.tls
@@ -67,7 +69,7 @@ def _knock(endpoint: Endpoint, timeout: float) -> None:
         msg = f"permission denied on {where}"
         raise RuntimeUnavailable(
             msg,
-            next_step="add yourself to the group that owns the socket (often `docker`) and log in again, "
+            next_step="join the group that owns the socket (often `docker`) and log in again, "
             "or use a rootless engine",
         ) from exc
     except TimeoutError as exc:
@@ -96,7 +98,8 @@ def _not_answering(endpoint: Endpoint, timeout: float, exc: Exception) -> Runtim
 def connect_any(environ: Mapping[str, str], explicit: str = "") -> tuple[Any, Endpoint]:
     """Connect to the first candidate that works.
 
-    Where all fail, the error that says most is raised: denied before silent before not running before missing.
+    Where all fail, the error that says most is raised: denied before silent before not running
+    before missing.
     """
     errors: list[RuntimeUnavailable] = []
     for endpoint in candidates(environ, explicit):
@@ -117,7 +120,8 @@ def connect_any(environ: Mapping[str, str], explicit: str = "") -> tuple[Any, En
 class SocketChannel:
     """The raw stream below an upgraded HTTP connection of the SDK.
 
-    The SDK's reader may have taken the first bytes of the stream together with the header; they come first here.
+    The SDK's reader may have taken the first bytes of the stream together with the header; they
+    come first here.
     """
 
     def __init__(self, raw: Any) -> None:

@@ -1,6 +1,8 @@
-"""Where a Docker-compatible engine may answer: explicit endpoint, DOCKER_HOST, contexts, the usual sockets.
+"""Where a Docker-compatible engine may answer: explicit endpoint, DOCKER_HOST, contexts, the usual
+sockets.
 
-Pure but for reading Docker's own configuration files; nothing is connected here, and no environment is written.
+Pure but for reading Docker's own configuration files; nothing is connected here, and no environment
+is written.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Endpoint:
 
 
 def candidates(environ: Mapping[str, str], explicit: str = "") -> list[Endpoint]:
-    """The endpoints to try, best first. One that was named (explicit, DOCKER_HOST, a context) stands alone."""
+    """The endpoints to try, best first. One that was named (explicit, DOCKER_HOST, a context)
+    stands alone.
+    """
     if explicit:
         return [_with_tls(explicit, "the setting", environ)]
     if environ.get("DOCKER_HOST"):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.shell import Facts
 
 _ENGINE_TEXT: Final = re.compile(
-    rb"\A(?:OCI runtime exec failed|exec failed|unable to find user|unable to start container process)[^\n]*\n?"
+    rb"\A(?:OCI runtime exec failed|exec failed|unable to find user|"
+    rb"unable to start container process)[^\n]*\n?"
 )
 _POLL: Final = 0.05
 """While nothing is written, ask the engine this often whether the command ended (seconds)."""
@@ -42,7 +43,9 @@ class ExecCommand:
         self._refused = ""
 
     def begin(self) -> bool:
-        """Start it; True when it ended already (it could not be started). Raises for the engine's own failures."""
+        """Start it; True when it ended already (it could not be started). Raises for the engine's
+        own failures.
+        """
         import docker.errors
 
         job = self._job
@@ -70,7 +73,8 @@ class ExecCommand:
         argv = list(job.argv)
         if not facts.kind:
             return argv
-        # A shell in between drops its own variables again, so that both paths give the same environment.
+        # A shell in between drops its own variables again, so that both paths give the same
+        # environment.
         start = "unset PWD OLDPWD;exec"
         if facts.kind != "plain" and facts.env:
             start = f"exec {facts.env} -u PWD -u OLDPWD -u SHLVL -u _"
@@ -111,7 +115,8 @@ class ExecCommand:
                 continue
             idle += wait
             if idle >= _POLL and not self.running():
-                # It ended, and a child of it holds its output: what is there is read, the rest is the child's.
+                # It ended, and a child of it holds its output: what is there is read, the rest is
+                # the child's.
                 while channel.wait(0.02) and (data := channel.recv(1 << 18)):
                     self._take(data)
                 self._ended = True
@@ -148,7 +153,9 @@ class ExecCommand:
         return 0
 
     def status(self) -> int:
-        """The exit status. Raises UnknownUser, MissingDirectory, RuntimeUnavailable; engine text leaves stdout."""
+        """The exit status. Raises UnknownUser, MissingDirectory, RuntimeUnavailable; engine text
+        leaves stdout.
+        """
         if self._refused:
             return self._failed(self._refused)
         code: int | None = None

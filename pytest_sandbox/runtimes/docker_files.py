@@ -141,8 +141,8 @@ def changes(client: Any, container: str, mounted: Iterable[str]) -> Changes:
 def select_changes(listed: dict[str, int], mounted: Iterable[str]) -> Changes:
     """The Changes of an engine's list (path -> 0 changed, 1 added, 2 removed).
 
-    A changed folder with something listed below it is there because of that. A folder that was added above a mount point is
-    the engine's work.
+    A changed folder with something listed below it is there because of that. A folder that was
+    added above a mount point is the engine's work.
     """
     parents = {parent for path in listed for parent in _parents(path)}
     ours = [posixpath.normpath(path) for path in (*_ENGINE_FILES, FOLDER, *mounted)]

@@ -119,7 +119,7 @@ def pull(client: Any, reference: str, target: Target, say: Callable[[str], None]
     return found
 
 
-def _pull_error(reference: str, text: str) -> ImageUnavailable:
+def _pull_error(reference: str, text: str) -> ImageUnavailable:  # noqa: PLR0911 - a table
     low = text.lower()
     what = f"{reference} cannot be pulled: {text[:300]}"
     registry = reference.partition("/")[0] if "." in reference.partition("/")[0] else "the registry"

@@ -43,7 +43,9 @@ def engine_info(client: Any, endpoint: str) -> RuntimeInfo:
 
 
 def _emulated(own: str) -> tuple[str, ...]:
-    """Architectures that this kernel runs through an emulator with its interpreter kept open (flag F)."""
+    """Architectures that this kernel runs through an emulator with its interpreter kept open (flag
+    F).
+    """
     found = []
     for arch, name in _EMULATORS.items():
         try:

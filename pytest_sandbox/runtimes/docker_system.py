@@ -95,7 +95,7 @@ class DockerSystem:
         merge: bool = False,
     ) -> Result:
         if isinstance(argv, str):
-            msg = f"argv is a list of words, not a string: run({argv.split()!r}) or run(['sh', '-c', {argv!r}])"
+            msg = f"argv is a list of words, not a string: run({argv.split()!r})"
             raise TypeError(msg)
         words = tuple(argv)
         if not words:
@@ -108,7 +108,16 @@ class DockerSystem:
                 msg = f"{text!r}: a NUL byte cannot be part of an argument, a variable or a path"
                 raise ValueError(msg)
         folder = posixpath.join("/", self.spec.cwd, cwd or "")
-        job = Job(words, environment, folder, user or self.spec.user, input, merge, log, timeout)
+        job = Job(
+            argv=words,
+            env=environment,
+            cwd=folder,
+            user=user or self.spec.user,
+            input=input,
+            merge=merge,
+            log=log,
+            timeout=timeout,
+        )
         with self._lock:
             self._running += 1
         try:

@@ -21,6 +21,7 @@ class Job:
 
     def __init__(
         self,
+        *,
         argv: tuple[str, ...],
         env: Mapping[str, str],
         cwd: str,

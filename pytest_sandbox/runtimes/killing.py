@@ -26,7 +26,9 @@ class Hunt:
     worker: int = 0
     root: int = 0
     by_exec: bool = False
-    """The engine started it: its parent is outside the sandbox. With `root` unknown, that is how it is found."""
+    """The engine started it: its parent is outside the sandbox. With `root` unknown, that is how it
+    is found.
+    """
 
 
 def kill_tree(
@@ -38,9 +40,11 @@ def kill_tree(
     other_roots: Callable[[], Collection[int]],
     timeout: float = 10.0,
 ) -> bool:
-    """Stop, then kill everything of one command. False when something of it is left after `timeout` seconds.
+    """Stop, then kill everything of one command. False when something of it is left after `timeout`
+    seconds.
 
-    Stopping comes first: a stopped process starts nothing new, and it keeps its pid. Raises ControlLost.
+    Stopping comes first: a stopped process starts nothing new, and it keeps its pid. Raises
+    ControlLost.
     """
     deadline = time.monotonic() + timeout
     root: Process | None = None

@@ -1,4 +1,6 @@
-"""What background children write after their command ended: read on, so that they neither block nor die of SIGPIPE."""
+"""What background children write after their command ended: read on, so that they neither block nor
+die of SIGPIPE.
+"""
 
 from __future__ import annotations
 

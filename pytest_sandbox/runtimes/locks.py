@@ -19,7 +19,7 @@ SAY_AFTER: Final = 2.0
 
 
 def lock_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """The folder of all lock files: below PYTEST_SANDBOX_CACHE, else below the user's cache folder."""
+    """The folder of all lock files: below PYTEST_SANDBOX_CACHE or the user's cache folder."""
     environ = os.environ if environ is None else environ
     base = environ.get("PYTEST_SANDBOX_CACHE")
     if base:

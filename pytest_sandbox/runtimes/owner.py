@@ -37,7 +37,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """The start time of a living process in clock ticks since boot; None for none, or for a zombie."""
+    """The start of a living process in clock ticks since boot; None for none, or a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -73,7 +73,9 @@ def owner_labels(owner: Owner, created: float) -> dict[str, str]:
 
 
 def owner_from_labels(labels: Mapping[str, str]) -> tuple[Owner, float] | None:
-    """The owner and the POSIX time of creation; None where the labels do not say, or it is not ours."""
+    """The owner and the POSIX time of creation; None where the labels do not say, or it is not
+    ours.
+    """
     if labels.get(LABEL) != "1":
         return None
     try:

@@ -1,6 +1,7 @@
 """Which processes belong to a command: a pure computation over `/proc/*/stat` lines.
 
-The caller dumps the process table of the sandbox, stops the victims, dumps again until no new one shows, kills them.
+The caller dumps the process table of the sandbox, stops the victims, dumps again until no new one
+shows, kills them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Process:
 
 
 def parse_stat(line: str) -> Process | None:
-    """Read one line of `/proc/PID/stat`; None where it is none. The name may hold blanks and brackets."""
+    """Read one line of `/proc/PID/stat`; None where it is none. The name may hold blanks and
+    brackets.
+    """
     head, sep, rest = line.rpartition(")")
     pid, opened, name = head.partition(" (")
     fields = rest.split()
@@ -78,11 +81,13 @@ def victims(
 ) -> set[int]:
     """The living processes of one command.
 
-    `root` is the command's first process (None when it is gone), `since` the clock tick at which the command began,
-    `ours` the sandbox's own processes (init, shells; never a victim, nor are they followed), `others` the first
-    processes of other running commands. An orphan (its parents ended, so it hangs from init) belongs to the command when
-    it was started after the command's root. While other commands run, that does not tell whose it is: then only
-    orphans of the command's own `session` count. `known` are victims of an earlier round: what they started counts.
+    `root` is the command's first process (None when it is gone), `since` the clock tick at which
+    the command began, `ours` the sandbox's own processes (init, shells; never a victim, nor are
+    they followed), `others` the first processes of other running commands. An orphan (its parents
+    ended, so it hangs from init) belongs to the command when it was started after the command's
+    root. While other commands run, that does not tell whose it is: then only orphans of the
+    command's own `session` count. `known` are victims of an earlier round: what they started
+    counts.
     """
     protected = set(ours) | descendants(table, others)
     roots = set(known) | ({root.pid} if root is not None else set())

@@ -6,7 +6,6 @@ Only what carries our label is looked at; nothing is ever found by name or by su
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -19,12 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.runtimes.base import Owner
-from pytest_sandbox.runtimes.owner import FOREIGN_AGE, LABEL, owner_from_labels, owner_is_dead
+from pytest_sandbox.runtimes.owner import LABEL, owner_from_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from pytest_sandbox.runtimes.base import Runtime
 
 SNAPSHOT: Final = f"{LABEL}.snapshot"
 """Label of a snapshot; its value is `kept` for one that outlives its run (a cached install)."""
@@ -138,46 +135,3 @@ def _run_folders(is_dead: Callable[[Owner, float], bool]) -> int:
                 shutil.rmtree(folder, ignore_errors=True)
                 count += 1
     return count
-
-
-def _runs_folder() -> Path:
-    from pytest_sandbox.runtimes.locks import lock_folder
-
-    folder = lock_folder().parent / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _mark(run: str, what: str) -> Path:
-    return _runs_folder() / f"{hashlib.sha256(run.encode()).hexdigest()[:32]}.{what}"
-
-
-def mark_run(run: str, runtime: str) -> None:
-    """Note that a process of this run used an engine: `runtime` is the setting that found it."""
-    _mark(run, "used").write_text(runtime, encoding="utf-8")
-
-
-def unmark_run(run: str) -> str | None:
-    """End the notes of a run: the setting that `mark_run` noted, or None where no engine was used."""
-    _mark(run, "reaped").unlink(missing_ok=True)
-    path = _mark(run, "used")
-    try:
-        name = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    path.unlink(missing_ok=True)
-    return name
-
-
-def reap_once(runtime: Runtime, run: str) -> int:
-    """Remove what dead owners left, once for all processes of a run; the number of things removed."""
-    now = time.time()
-    for old in _runs_folder().iterdir():
-        with contextlib.suppress(OSError):
-            if now - old.stat().st_mtime > FOREIGN_AGE:
-                old.unlink()
-    try:
-        _mark(run, "reaped").touch(exist_ok=False)
-    except FileExistsError:
-        return 0
-    return runtime.reap(lambda owner, created: owner_is_dead(owner, created, time.time()))

@@ -1,8 +1,10 @@
-"""The fast path's programs: shell text, as bytes, and what comes back. Pure; nothing here talks to an engine.
+"""The fast path's programs: shell text, as bytes, and what comes back. Pure; nothing here talks to
+an engine.
 
-One control shell is the sandbox's main process. It uses builtins alone, so that it works where nothing can be forked any
-more. It starts worker shells; a worker runs one command at a time in its foreground and reports `ID STATUS OOM PIDS`
-on its own stdout, which no command ever holds. The id is random for each command: a command cannot know it.
+One control shell is the sandbox's main process. It uses builtins alone, so that it works where
+nothing can be forked any more. It starts worker shells; a worker runs one command at a time in its
+foreground and reports `ID STATUS OOM PIDS` on its own stdout, which no command ever holds. The id
+is random for each command: a command cannot know it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _TRAP = b"trap : TERM INT HUP QUIT USR1 USR2 ALRM"
 _COUNTERS: Final[Mapping[str, bytes]] = {
     "v1": (
         b"while read -r _pk _pv;do case $_pk in oom_kill)_pm=$_pv;;esac;done"
-        b" </sys/fs/cgroup/memory/memory.oom_control;read -r _pk _pp </sys/fs/cgroup/pids/pids.events;"
+        b" </sys/fs/cgroup/memory/memory.oom_control;"
+        b"read -r _pk _pp </sys/fs/cgroup/pids/pids.events;"
     ),
     "v2": (
         b"while read -r _pk _pv;do case $_pk in oom_kill)_pm=$_pv;;esac;done"
@@ -76,7 +79,9 @@ class Facts:
 
     pid: int = 0
     kind: str = ""
-    """`plain` (dash, busybox: exports nothing of its own accord but PWD and OLDPWD) or `bash` (and others)."""
+    """`plain` (dash, busybox: exports nothing of its own accord but PWD and OLDPWD) or `bash` (and
+    others).
+    """
     home: str = ""
     env: str = ""
     """The path of an `env` program, or empty."""
@@ -95,12 +100,14 @@ def probe(hello: str = "") -> bytes:
     knock = b"[ -p %s ] && echo hello 1<>%s;" % (fifo, fifo) if hello else b""
     return (
         _TRAP + b";unset _pm _pp _pk _pv _ps;read -r _pk _pv </proc/self/stat;echo pid $_pk;"
-        b'case "${BASH_VERSION-}${ZSH_VERSION-}${KSH_VERSION-}" in "")echo kind plain;;*)echo kind bash;;esac;'
+        b'case "${BASH_VERSION-}${ZSH_VERSION-}${KSH_VERSION-}" in '
+        b'"")echo kind plain;;*)echo kind bash;;esac;'
         b'echo "home ${HOME-}";'
         b"if command -v env >/dev/null;then echo env;command -v env;fi;"
         b"if command -v setsid >/dev/null;then echo setsid;command -v setsid;fi;"
         b"if [ -r /sys/fs/cgroup/memory.events ];then echo cgroups v2;"
-        b"elif [ -r /sys/fs/cgroup/memory/memory.oom_control ]&&[ -r /sys/fs/cgroup/pids/pids.events ];"
+        b"elif [ -r /sys/fs/cgroup/memory/memory.oom_control ]&&"
+        b"[ -r /sys/fs/cgroup/pids/pids.events ];"
         b"then echo cgroups v1;fi;" + knock
     )
 
@@ -132,9 +139,10 @@ def parse_probe(lines: Sequence[bytes], base: Mapping[str, str]) -> Facts:
 def spawn_worker(facts: Facts, shell: str, number: int) -> bytes:
     """Start a worker that reads programs from FIFO `wN` and reports on FIFO `sN`.
 
-    A background job of a shell ignores SIGINT and SIGQUIT, for ever and its children too. So the worker is started
-    in the foreground of a subshell that it then kills: it becomes init's child, with all signals as they were.
-    `command eval` keeps the control shell alive when nothing can be forked.
+    A background job of a shell ignores SIGINT and SIGQUIT, for ever and its children too. So the
+    worker is started in the foreground of a subshell that it then kills: it becomes init's child,
+    with all signals as they were. `command eval` keeps the control shell alive when nothing can be
+    forked.
     """
     setsid = quote(to_bytes(facts.setsid)) + b" " if facts.setsid else b""
     program = (
@@ -191,7 +199,8 @@ def command(
 ) -> bytes:
     """The program that runs one command in a worker and reports `TOKEN STATUS OOM PIDS OOM PIDS`.
 
-    STATUS is `D` when `cwd` cannot be entered. The counters are the cgroup's, before and after. Raises ValueError for a NUL.
+    STATUS is `D` when `cwd` cannot be entered. The counters are the cgroup's, before and after.
+    Raises ValueError for a NUL.
     """
     words = b" ".join(quote(to_bytes(word)) for word in argv)
     if needs_env(env, facts):
@@ -218,7 +227,9 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The cgroup's record: processes that the memory limit killed, forks that the pids limit refused."""
+    """The cgroup's record: processes that the memory limit killed, forks that the pids limit
+    refused.
+    """
 
     oom: int = 0
     pids: int = 0

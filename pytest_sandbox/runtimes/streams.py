@@ -24,7 +24,7 @@ class LogFile:
         self._left = LOG_LIMIT
 
     def write(self, data: bytes) -> None:
-        """Add `data`, as far as there is room; a full disk on the host ends the log, not the run."""
+        """Add `data` while there is room; a full disk on the host ends the log, not the run."""
         if self.path is None or self._left <= 0:
             return
         try:
@@ -128,7 +128,9 @@ class Demultiplexer:
         self._left = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield (stream, payload) for what is complete; 1 is stdout, 2 is stderr. Payloads may come in parts."""
+        """Yield (stream, payload) for what is complete; 1 is stdout, 2 is stderr. Payloads may come
+        in parts.
+        """
         if not self._buffer and self._left >= len(data):
             self._left -= len(data)
             yield self._stream, data

@@ -1,6 +1,7 @@
 """Worker shells: one runs one command at a time, the host talks to it over FIFOs.
 
-The thread that calls `run()` does all the reading itself: no thread and no engine stands between it and the command.
+The thread that calls `run()` does all the reading itself: no thread and no engine stands between it
+and the command.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ IDLE: Final = 4
 CHUNK: Final = 1 << 16
 BIG_PIPE: Final = 1 << 20
 DRAIN: Final = 16 << 20
-"""At most this much is read after a command's end; a child that writes for ever goes on to the log."""
+"""At most this much is read after a command's end; a child that writes for ever goes on to the log.
+"""
 F_SETPIPE_SZ: Final = 1031
 
 
@@ -212,7 +214,9 @@ class Pipes:
         return True
 
     def drain(self, descriptor: int, capture: Capture) -> bool:
-        """Read all that is there, without waiting; False at end of file (nobody holds the other end)."""
+        """Read all that is there, without waiting; False at end of file (nobody holds the other
+        end).
+        """
         end = capture.total + DRAIN
         seen = -1
         while seen != capture.total < end:
