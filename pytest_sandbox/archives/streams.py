@@ -250,4 +250,6 @@ class TarWriter:
 
 def clamp_time(mtime: float) -> float:
     """A time that every tar reader takes: 0 for none, for one before 1970 or too far away."""
-    return mtime if math.isfinite(mtime) and 0 <= mtime <= _LATEST else 0
+    if not (math.isfinite(mtime) and 0 <= mtime <= _LATEST):
+        return 0
+    return int(mtime) if mtime == int(mtime) else mtime  # a float costs a PAX header of 1 KiB

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pytest_sandbox.errors import Blame, DownloadError
+from pytest_sandbox.plans import transport
 from pytest_sandbox.plans.downloads import Downloader
 from pytest_sandbox.plans.transport import Failure, check_url, shown
 
@@ -459,6 +460,14 @@ def test_only_loopback_leads_to_loopback():
     assert check_url(near, blame=Blame.RECIPE, come_from="http://[::1]/").port == 8080
     with pytest.raises(Failure, match="is this machine itself"):
         check_url(near, blame=Blame.UPSTREAM, come_from=far)
+
+
+def test_the_address_behind_a_name_is_held_to_the_rules_too(site, downloader, monkeypatch):
+    monkeypatch.setattr(transport, "_is_forbidden", lambda host: host == "127.0.0.1")
+    url = site.url("/file").replace("127.0.0.1", "localhost")
+    error = failing(downloader(), url)
+    assert error.blame is Blame.UPSTREAM
+    assert "leads to the address 127.0.0.1" in error.what
 
 
 def test_a_shown_address_keeps_secrets():
