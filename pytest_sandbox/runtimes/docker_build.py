@@ -145,6 +145,8 @@ def _parameters(request: BuildRequest, info: RuntimeInfo) -> dict[str, Any]:
     cpus = min(limits.cpus, info.cpus)
     return {
         "dockerfile": "Dockerfile",
+        # Our names are the cache. The engine's own would serve week-old package indexes again.
+        "nocache": True,
         "rm": True,
         "forcerm": True,
         "platform": f"{request.target.os}/{request.target.arch}",
