@@ -11,9 +11,11 @@ import secrets
 import shutil
 import threading
 import time
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import (
+    BuildFailed,
     ImageUnavailable,
     MissingDirectory,
     RuntimeUnavailable,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from pytest_sandbox.limits import Limits
     from pytest_sandbox.runtimes.base import (
         BuildRequest,
         ImageInfo,
@@ -126,7 +129,18 @@ class DockerRuntime:
     def build(self, request: BuildRequest, say: Callable[[str], None]) -> ImageInfo:
         from pytest_sandbox.runtimes import docker_build
 
-        return docker_build.build(self.client, self.info(), request, say)
+        try:
+            return docker_build.build(self.client, self.info(), self._clamped(request), say)
+        except BuildFailed as failed:
+            if not self._give_in(request.limits, failed.what):
+                raise
+        return docker_build.build(self.client, self.info(), self._clamped(request), say)
+
+    def _clamped(self, request: BuildRequest) -> BuildRequest:
+        if self._nofile is None:
+            return request
+        nofile = min(self._nofile, request.limits.nofile)
+        return replace(request, limits=request.limits.override(nofile=nofile))
 
     def remove_image(self, reference: str) -> None:
         docker_images.remove_image(self.client, reference)
@@ -184,7 +198,7 @@ class DockerRuntime:
                     break
                 except docker.errors.APIError as exc:
                     text = str(exc.explanation or exc)
-                    if not self._give_in(spec, text):
+                    if not self._give_in(spec.limits, text):
                         raise
                     if container:
                         self.remove_container(container)
@@ -201,13 +215,13 @@ class DockerRuntime:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _give_in(self, spec: SandboxSpec, text: str) -> bool:
+    def _give_in(self, limits: Limits, text: str) -> bool:
         """Adapt to what the engine cannot do; True when it is worth another try."""
         low = text.lower()
         if "rlimit" in low and self._nofile is None:
             import resource
 
-            self._nofile = min(spec.limits.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            self._nofile = min(limits.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
             return True
         if (
             "storage-opt" in low or "storage opt" in low or "pquota" in low
