@@ -140,7 +140,7 @@ class RecipeItem(pytest.Function):
         self.config.hook.pytest_sandbox_prove(config=self.config, system=system, plan=plan)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        return self.path, None, f"recipe: {self.recipe.name} [{self.target.id}]"
+        return self.path, 0, f"recipe: {self.recipe.name} [{self.target.id}]"
 
     def repr_failure(  # type: ignore[override]  # pytest.Function's own is narrower than Node's
         self, excinfo: ExceptionInfo[BaseException]
@@ -163,7 +163,7 @@ class RecipeItem(pytest.Function):
         headline = session.mask(error.headline())
         self.user_properties.append((HEADLINE, headline))
         body = session.mask(printable("\n".join(lines)))
-        return _failure(excinfo, headline, body, self.path)
+        return _failure(headline, body, self.path)
 
     def _reproduce(self) -> str:
         settings = self.run_session.settings
@@ -207,7 +207,7 @@ class BrokenRecipe(pytest.Item):
         headline = self.error.headline()
         self.user_properties.append((HEADLINE, headline))
         body = f"lint it: pytest-sandbox lint {self.path}"
-        return _failure(excinfo, headline, body, self.path, self.error.line or 1)
+        return _failure(headline, body, self.path, self.error.line or 1)
 
 
 def _one_line(error: SandboxError) -> str:
@@ -215,13 +215,15 @@ def _one_line(error: SandboxError) -> str:
     return printable(" ".join(text.split()))
 
 
-def _failure(
-    excinfo: ExceptionInfo[BaseException], headline: str, body: str, path: Path, line: int = 1
-) -> TerminalRepr:
+def _failure(headline: str, body: str, path: Path, line: int = 1) -> TerminalRepr:
     """A report that begins with the headline, and carries it to the short summary (also from a
     worker).
     """
-    found: Any = excinfo.getrepr(style="native")
+    try:
+        # Where in our own code it was raised says nothing to the reader, so a new one will do.
+        raise RuntimeError(headline)
+    except RuntimeError:
+        found: Any = pytest.ExceptionInfo.from_current().getrepr(style="native")
     entry = found.reprtraceback.reprentries[0]
     del found.reprtraceback.reprentries[1:]
     entry.lines[:] = [f"{headline}\n", *(f"  {text}\n" for text in body.splitlines())]

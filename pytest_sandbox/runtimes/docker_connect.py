@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import errno
 import select
 import socket
@@ -183,3 +184,8 @@ class SocketChannel:
         if response is not None:
             with contextlib.suppress(Exception):
                 response.close()
+        # The SDK and urllib3 hold further references that would keep the descriptor open.
+        with contextlib.suppress(OSError):
+            descriptor = self._sock.detach()
+            if descriptor >= 0:
+                os.close(descriptor)
