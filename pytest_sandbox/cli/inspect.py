@@ -176,12 +176,13 @@ class Inspector:
         network = self._settings.network or ("bridge" if wanted.network else "none")
         if target.os != "linux":
             return System(wanted.packages, wanted.repositories, None, None, network, view)
+        plain = wanted.empty and not wanted.network
         spec = derive_spec(
             wanted,
             target,
             families=self._families,
-            certificates=() if wanted.empty else _certificates(),
-            base_digests={} if wanted.empty else self._base_digests(target.arch),
+            certificates=() if plain else _certificates(),
+            base_digests={} if plain else self._base_digests(target.arch),
         )
         image = None if spec.plain else image_name(spec, self._settings.image_prefix)
         return System(spec.packages, spec.repositories, spec.reference, image, network, view)

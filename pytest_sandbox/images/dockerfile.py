@@ -140,7 +140,7 @@ def _apt(names: str) -> list[str]:
 def _dnf(names: str) -> list[str]:
     options = (
         "--setopt=install_weak_deps=False --setopt=tsflags=nodocs --setopt=retries=5 "
-        "--setopt=max_parallel_downloads=10 --setopt=skip_if_unavailable=False"
+        "--setopt=max_parallel_downloads=10"
     )
     return [f"RUN {_NOFILE}; dnf -y {options} install {names} && dnf clean all"]
 

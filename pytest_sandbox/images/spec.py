@@ -103,7 +103,8 @@ def derive_spec(
         *group_commands(requirements.groups),
     ]
     _check_filled(packages, requirements)
-    pems = tuple(sorted(set(certificates))) if commands else ()
+    # a system that reaches out has to trust what the host trusts, built upon or not
+    pems = tuple(sorted(set(certificates))) if commands or requirements.network else ()
     return ImageSpec(
         target=target,
         base=base,
@@ -134,6 +135,9 @@ def check_managers(requirements: SystemRequirements, target: Target) -> None:
             names = " ".join(managers)
             msg = f"incompatible package managers: [{names}] require different Linux families"
             raise SpecError(msg, next_step="give each its own step with `when`")
+    if managers and not (requirements.repositories or any(requirements.packages.values())):
+        msg = f"no packages or repositories found for {managers[0]}"
+        raise SpecError(msg, next_step="name at least one package")
     if managers and MANAGERS[managers[0]] != target.family:
         family = MANAGERS[managers[0]]
         msg = f'package manager "{managers[0]}" is for {family}, but the target is {target}'
