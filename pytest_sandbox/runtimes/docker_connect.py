@@ -184,6 +184,9 @@ class SocketChannel:
         if response is not None:
             with contextlib.suppress(Exception):
                 response.close()
+        # The readers above only counted on it: the socket itself is closed last.
+        with contextlib.suppress(OSError):
+            self._sock.close()
         # The SDK and urllib3 hold further references that would keep the descriptor open.
         with contextlib.suppress(OSError):
             descriptor = self._sock.detach()
