@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import uuid
 
 import pytest
 
@@ -16,15 +17,18 @@ from tests.recipes.templates import fill
 pytestmark = pytest.mark.usefixtures("sandbox_runtime")
 
 ARCHIVE = f"hello-1.0-Linux-{host_arch()}.tar.gz"
-SCRIPT = b"#!/bin/sh\necho 'hello from a script'\n"
 
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder that holds the archive of version 1.0 with its checksum, and a script."""
+    """A folder that holds the archive of version 1.0 with its checksum, and a script.
+
+    The download cache goes by content: that of every test is its own.
+    """
     folder = tmp_path / "site"
     folder.mkdir()
-    program = b"#!/bin/sh\necho 'hello, 1.0'\n"
+    mark = uuid.uuid4().hex
+    program = f"#!/bin/sh\n# {mark}\necho 'hello, 1.0'\n".encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         member = tarfile.TarInfo("hello-1.0/bin/hello-download")
@@ -34,18 +38,14 @@ def site(tmp_path):
     (folder / ARCHIVE).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     (folder / f"{ARCHIVE}.sha256").write_text(f"{digest}  {ARCHIVE}\n")
-    (folder / "hello.sh").write_bytes(SCRIPT)
+    (folder / "hello.sh").write_text(f"#!/bin/sh\n# {mark}\necho 'hello from a script'\n")
     return folder
 
 
 def prove(folder, recipe):
-    """Run the recipe on Debian with a download cache of its own."""
+    """Run the recipe on Debian."""
     return run_pytest(
-        folder,
-        recipe,
-        "--sandbox-target=debian",
-        "--sandbox-version=hello-download=1.0",
-        env={"PYTEST_SANDBOX_CACHE": str(folder / "cache")},
+        folder, recipe, "--sandbox-target=debian", "--sandbox-version=hello-download=1.0"
     )
 
 
@@ -63,7 +63,7 @@ def test_archive_with_a_checksum_beside_it(tmp_path, site):
 
 
 def test_pinned_script(tmp_path, site):
-    digest = hashlib.sha256(SCRIPT).hexdigest()
+    digest = hashlib.sha256((site / "hello.sh").read_bytes()).hexdigest()
     with serve(site) as port:
         run = prove(tmp_path, fill("hello-pinned", tmp_path, PORT=port, SHA256=digest))
     assert only(run).outcome == "passed", run.output
