@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.runtimes.base import Owner
-from pytest_sandbox.runtimes.owner import LABEL, owner_from_labels
+from pytest_sandbox.runtimes.owner import FOREIGN_AGE, LABEL, owner_from_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -95,11 +95,16 @@ def _dangling(client: Any) -> int:
     """Remove what builds left that nobody works on any more, and their intermediate containers."""
     import docker.errors
 
-    from pytest_sandbox.runtimes.locks import image_lock_is_free
+    from pytest_sandbox.runtimes.locks import image_lock_is_free, image_lock_path
 
     count = 0
     for entry in client.images(filters={"label": [HASH_LABEL], "dangling": True}):
         digest = (entry.get("Labels") or {}).get(HASH_LABEL, "")
+        # Without a lock file here the builder is one with another cache folder (another user):
+        # whether it lives cannot be told, so its work goes by age alone.
+        young = time.time() - float(entry.get("Created") or 0) < FOREIGN_AGE
+        if young and not image_lock_path(digest).exists():
+            continue
         with contextlib.suppress(docker.errors.APIError), image_lock_is_free(digest) as free:
             if not free:
                 continue
