@@ -2,4 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
+import platformdirs
+import pytest
+
 pytest_plugins = ["pytester"]
+
+# pytester gives its runs a HOME of their own; a base that was made once on this machine, and the
+# downloads, are shared all the same, as users' runs share them.
+CACHE = os.environ.get("PYTEST_SANDBOX_CACHE") or platformdirs.user_cache_dir("pytest-sandbox")
+DATA = os.environ.get("PYTEST_SANDBOX_DATA") or platformdirs.user_data_dir("pytest-sandbox")
+
+
+@pytest.fixture
+def shared_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own cache and data folders, also below pytester."""
+    monkeypatch.setenv("PYTEST_SANDBOX_CACHE", CACHE)
+    monkeypatch.setenv("PYTEST_SANDBOX_DATA", DATA)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 TARGET = "linux/amd64/debian"
 
 
+@pytest.fixture(autouse=True)
+def _shared(shared_folders: None) -> None:
+    """Every acceptance test uses the bases that are there."""
+
+
 @pytest.fixture(scope="session")
 def engine() -> Runtime:
     """A runtime of our own, to look at what the runs under test leave behind."""
