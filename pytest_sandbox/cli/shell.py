@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import select
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.limits import Limits
     from pytest_sandbox.runtimes.base import ImageInfo
     from pytest_sandbox.runtimes.docker import DockerRuntime
-    from pytest_sandbox.runtimes.docker_connect import SocketChannel
+    from pytest_sandbox.runtimes.docker_stream import Channel
 
 _ENTER = 'cd "$PYTEST_SANDBOX_CWD" 2>/dev/null || cd /; unset PYTEST_SANDBOX_CWD; '
 _INTERACTIVE = _ENTER + "command -v bash >/dev/null 2>&1 && exec bash -i; exec sh -i"
@@ -107,7 +106,7 @@ def enter(engine: DockerRuntime, info: ImageInfo, network: str = "none") -> int:
     """Start a container from a kept image and connect this process's terminal; its exit status."""
     import docker.errors
 
-    from pytest_sandbox.runtimes.docker_connect import SocketChannel
+    from pytest_sandbox.runtimes.docker_stream import StreamRefused, open_stream
 
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     client = engine.client
@@ -116,10 +115,12 @@ def enter(engine: DockerRuntime, info: ImageInfo, network: str = "none") -> int:
         settings = _settings(info, network, terminal=terminal)
         name = f"pytest-sandbox-shell-{secrets.token_hex(4)}"
         container = client.create_container_from_config(settings, name)["Id"]
-        raw = client.attach_socket(
-            container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        channel = open_stream(
+            engine.endpoint,
+            client,
+            f"/containers/{container}/attach",
+            query={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1},
         )
-        channel = SocketChannel(raw)
         try:
             client.start(container)
             if terminal:
@@ -129,8 +130,9 @@ def enter(engine: DockerRuntime, info: ImageInfo, network: str = "none") -> int:
         finally:
             channel.close()
         return int(client.wait(container)["StatusCode"])
-    except docker.errors.APIError as exc:
-        msg = f"the engine could not start a shell from {info.name}: {exc.explanation or exc}"
+    except (docker.errors.APIError, StreamRefused) as exc:
+        why = getattr(exc, "explanation", None) or exc
+        msg = f"the engine could not start a shell from {info.name}: {why}"
         raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
     finally:
         if container:
@@ -175,7 +177,7 @@ def _settings(info: ImageInfo, network: str, *, terminal: bool) -> dict[str, Any
     }
 
 
-def _talk(client: Any, container: str, channel: SocketChannel) -> None:
+def _talk(client: Any, container: str, channel: Channel) -> None:
     """Connect the terminal until the shell ends; the terminal is restored whatever happens."""
     import termios
     import tty
@@ -191,37 +193,17 @@ def _talk(client: Any, container: str, channel: SocketChannel) -> None:
     try:
         tty.setraw(keyboard)
         resize()
-        listening = True
-        while True:
-            if channel.wait(0):
-                data = channel.recv(1 << 16)
-                if not data:
-                    return
-                _write(screen, data)
-                continue
-            ready, _, _ = select.select([channel, *([keyboard] if listening else [])], [], [])
-            if keyboard in ready:
-                typed = os.read(keyboard, 1 << 16)
-                if typed:
-                    channel.sendall(typed)
-                else:
-                    listening = False
-                    channel.end_input()
+        _pump(keyboard, channel)
+        while data := channel.recv(1 << 16):
+            _write(screen, data)
     finally:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
         signal.signal(signal.SIGWINCH, handler)
 
 
-def _feed(channel: SocketChannel) -> None:
+def _feed(channel: Channel) -> None:
     """Run the script on standard input; its output goes to standard output and error."""
-
-    def pump() -> None:
-        with contextlib.suppress(OSError):
-            while data := os.read(sys.stdin.fileno(), 1 << 16):
-                channel.sendall(data)
-            channel.end_input()
-
-    threading.Thread(target=pump, daemon=True).start()
+    _pump(sys.stdin.fileno(), channel)
     buffer = b""
     while data := channel.recv(1 << 16):
         buffer += data
@@ -231,6 +213,18 @@ def _feed(channel: SocketChannel) -> None:
                 break
             _write(2 if buffer[0] == 2 else 1, buffer[8 : 8 + size])
             buffer = buffer[8 + size :]
+
+
+def _pump(source: int, channel: Channel) -> None:
+    """Send what comes from a descriptor, in a thread that ends with this process."""
+
+    def pump() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(source, 1 << 16):
+                channel.sendall(data)
+            channel.end_input()
+
+    threading.Thread(target=pump, daemon=True).start()
 
 
 def _write(descriptor: int, data: bytes) -> None:

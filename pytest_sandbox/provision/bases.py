@@ -116,11 +116,16 @@ def record_base(reference: str, made: BootstrappedBase) -> Base:
         mirror=made.mirror,
     )
     _keep_tar(made)
+    adopt_base(base)
+    return base
+
+
+def adopt_base(base: Base) -> None:
+    """Write a base into the record whose image is on an engine, but whose tar is not kept."""
     with _locked():
         key = (base.reference, base.arch)
         others = [b for b in recorded_bases() if (b.reference, b.arch) != key]
         _write(sorted([*others, base], key=lambda b: (b.reference, b.arch)))
-    return base
 
 
 def forget_base(reference: str, arch: str) -> None:

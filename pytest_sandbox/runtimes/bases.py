@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, ImageUnavailable
+from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.provision import bases
-from pytest_sandbox.provision.bases import BASE_LABEL, BASE_SHA_LABEL, Base, without_digest
+from pytest_sandbox.provision.bases import (
+    BASE_LABEL,
+    BASE_SHA_LABEL,
+    SUITE_LABEL,
+    Base,
+    without_digest,
+)
 from pytest_sandbox.runtimes.locks import image_lock
 from pytest_sandbox.targets import host_arch
 
@@ -68,8 +75,8 @@ def ensure_base(
 ) -> ImageInfo:
     """The base image at hand; its `name` is what FROM and sandboxes use.
 
-    In this order: an image of that name and architecture; a recorded base, imported again where
-    this engine lost it; a pull; a bootstrap, said and done once. `offline` forbids the last two,
+    In this order: an image of that name and architecture; a base of ours that the engine has or,
+    recorded, gets again; a pull; a bootstrap, said and done once. `offline` forbids the last two,
     `pull="never"` the third. Raises ImageUnavailable.
     """
     found = at_hand(runtime, reference, target, pull)
@@ -77,6 +84,8 @@ def ensure_base(
         return found
     with image_lock(f"base {base_name(reference, target.arch)}", say, what=f"the base {reference}"):
         found = at_hand(runtime, reference, target, pull)
+        if found is None:
+            found = _adopt(runtime, reference, target)
         if found is None:
             found = _import_recorded(runtime, reference, target, say)
         if found is None:
@@ -133,6 +142,29 @@ def _taken(name: str) -> ImageUnavailable:
         blame=Blame.HOST,
         next_step=f"remove it (docker rmi {name}), or name another base with --sandbox-base",
     )
+
+
+def _adopt(runtime: Runtime, reference: str, target: Target) -> ImageInfo | None:
+    """A base of ours on the engine that this user's record does not know: of another user or of a
+    lost data directory. Its labels say what the record would."""
+    if bases.find_base(reference, target.arch) is not None:
+        return None
+    found = runtime.find_image(base_name(reference, target.arch))
+    sha256 = found.labels.get(BASE_SHA_LABEL, "") if found else ""
+    # An image that was built on a base has the base's labels too, and one of its own.
+    if found is None or found.arch != target.arch or not sha256 or HASH_LABEL in found.labels:
+        return None
+    bases.adopt_base(
+        Base(
+            reference=without_digest(reference),
+            arch=found.arch,
+            sha256=sha256,
+            suite=found.labels.get(SUITE_LABEL, ""),
+            created=found.created,
+            size=found.size,
+        )
+    )
+    return found
 
 
 def _import_recorded(

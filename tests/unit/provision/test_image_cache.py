@@ -134,6 +134,16 @@ def test_an_engine_that_lost_the_base_gets_the_same_again(bootstraps):
     assert len(bootstraps) == 1
 
 
+def test_a_base_of_a_lost_record_is_adopted(bootstraps, monkeypatch, tmp_path):
+    runtime = engine()
+    info = ensure_base(runtime, PINNED, DEBIAN)
+    monkeypatch.setenv("PYTEST_SANDBOX_DATA", str(tmp_path / "another"))
+    assert ensure_base(runtime, PINNED, DEBIAN) == info
+    assert bases.base_digests(ARCH) == {TAG: info.labels[BASE_SHA_LABEL]}
+    assert bases.find_base(PINNED, ARCH).suite == "trixie"
+    assert len(bootstraps) == 1
+
+
 def test_a_foreign_image_of_that_name_is_not_overwritten(bootstraps):
     runtime = engine(TAG)
     with pytest.raises(ImageUnavailable, match="not overwritten") as caught:
