@@ -325,14 +325,15 @@ def sandbox_factory(
         from pytest_sandbox.sandbox import open_sandbox
 
         __tracebackhide__ = True
-        sandbox = open_sandbox(
-            session,
-            {**_mark_keywords(item), **keywords},
-            requires=_required(item),
-            snapshot=snapshot,
-            where="sandbox_factory()",
-            purpose=item.name,
-        )
+        with _explained(session, failures=False):
+            sandbox = open_sandbox(
+                session,
+                {**_mark_keywords(item), **keywords},
+                requires=_required(item),
+                snapshot=snapshot,
+                where="sandbox_factory()",
+                purpose=item.name,
+            )
         opened.append(sandbox)
         return sandbox
 
@@ -372,10 +373,14 @@ def installed(
 
 
 class _explained:
-    """Turn our errors in set-up into a skip (no engine, no base) or a plain failure."""
+    """Turn our errors in set-up into a skip (no engine, no base) or a plain failure.
 
-    def __init__(self, session: RunSession) -> None:
+    Without `failures` all but the skip stays an exception, for the test's own code to see.
+    """
+
+    def __init__(self, session: RunSession, *, failures: bool = True) -> None:
         self._session = session
+        self._failures = failures
 
     def __enter__(self) -> None:
         return None
@@ -392,7 +397,8 @@ class _explained:
             text += f"\n{self._session.mask(error.details)}"
         if is_absence(error) and not self._session.settings.require:
             pytest.skip(text)
-        pytest.fail(text, pytrace=False)
+        if self._failures:
+            pytest.fail(text, pytrace=False)
 
 
 def _mark_keywords(item: pytest.Item) -> dict[str, Any]:
