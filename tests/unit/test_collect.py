@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_sandbox.targets import host_arch
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -57,9 +59,17 @@ def test_a_recipe_named_on_the_command_line_is_collected_wherever_it_lies(
 ) -> None:
     other = pytester.mkdir("elsewhere") / "x.toml"
     other.write_text(GOOD.format(name="x"))
-    assert ids(pytester, "--sandbox", "elsewhere/x.toml", "--sandbox-target", "debian") == [
+    assert ids(pytester, "--sandbox", "elsewhere/x.toml", "--sandbox-target", "*/*/debian") == [
         "elsewhere/x.toml::install[debian-amd64]",
         "elsewhere/x.toml::install[debian-arm64]",
+    ]
+
+
+def test_a_bare_family_asks_for_this_architecture_alone(
+    pytester: pytest.Pytester, recipes: Path
+) -> None:
+    assert ids(pytester, "--sandbox", "--sandbox-target", "debian") == [
+        f"recipes/jq.toml::install[debian-{host_arch()}]"
     ]
 
 
