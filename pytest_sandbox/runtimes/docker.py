@@ -25,7 +25,8 @@ from pytest_sandbox.errors import (
 from pytest_sandbox.runtimes import docker_images, docker_info, reaper, shell
 from pytest_sandbox.runtimes.base import Stats
 from pytest_sandbox.runtimes.control import Control, ControlLost
-from pytest_sandbox.runtimes.docker_connect import SocketChannel, connect_any
+from pytest_sandbox.runtimes.docker_connect import connect_any
+from pytest_sandbox.runtimes.docker_stream import StreamRefused, open_stream
 from pytest_sandbox.runtimes.docker_system import DockerSystem
 from pytest_sandbox.runtimes.owner import owner_labels
 from pytest_sandbox.runtimes.shell import FOLDER
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         RuntimeInfo,
         SandboxSpec,
     )
+    from pytest_sandbox.runtimes.docker_context import Endpoint
     from pytest_sandbox.targets import Target
 
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -69,7 +71,8 @@ class DockerRuntime:
         environ: Mapping[str, str] | None = None,
         fast_path: bool = True,
     ) -> None:
-        self._endpoint = endpoint
+        self._wanted = endpoint
+        self._found: Endpoint | None = None
         self._environ = dict(os.environ if environ is None else environ)
         self._fast_path = fast_path
         self._lock = threading.RLock()
@@ -89,14 +92,22 @@ class DockerRuntime:
         """The SDK's low-level client. Raises RuntimeUnavailable."""
         with self._lock:
             if self._client is None:
-                self._client, found = connect_any(self._environ, self._endpoint)
-                self._endpoint = found.url
+                self._client, self._found = connect_any(self._environ, self._wanted)
             return self._client
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the engine answers. Raises RuntimeUnavailable."""
+        with self._lock:
+            if self._found is None:
+                self.client  # noqa: B018 - it connects
+            assert self._found is not None
+            return self._found
 
     def info(self) -> RuntimeInfo:
         with self._lock:
             if self._info is None:
-                self._info = docker_info.engine_info(self.client, self._endpoint)
+                self._info = docker_info.engine_info(self.client, self.endpoint.url)
             return self._info
 
     def close(self) -> None:
@@ -286,10 +297,15 @@ class DockerRuntime:
         return self.info().disk_limit and not self._no_disk_limit
 
     def _attach_and_start(self, container: str) -> Control:
-        raw = self.client.attach_socket(
-            container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        )
-        control = Control(SocketChannel(raw), TailBuffer())
+        everything = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        try:
+            stream = open_stream(
+                self.endpoint, self.client, f"/containers/{container}/attach", query=everything
+            )
+        except StreamRefused as exc:
+            msg = f"the engine refused a stream to a new sandbox: {exc}"
+            raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
+        control = Control(stream, TailBuffer())
         try:
             self.client.start(container)
         except BaseException:

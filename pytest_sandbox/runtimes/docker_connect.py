@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import errno
-import select
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -116,79 +113,3 @@ def connect_any(environ: Mapping[str, str], explicit: str = "") -> tuple[Any, En
         msg,
         next_step="install and start Docker or Podman, or set DOCKER_HOST to where its socket is",
     )
-
-
-class SocketChannel:
-    """The raw stream below an upgraded HTTP connection of the SDK.
-
-    The SDK's reader may have taken the first bytes of the stream together with the header; they
-    come first here.
-    """
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self._sock = getattr(raw, "_sock", raw)
-        self._early = b""
-        response = getattr(raw, "_response", None)
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            buffered = response.raw._fp.fp  # type: ignore[union-attr]
-            self._sock.setblocking(False)
-            try:
-                self._early = buffered.read1(1 << 16) if buffered.peek(1) else b""
-            finally:
-                self._sock.setblocking(True)
-        self._sock.settimeout(None)
-
-    def fileno(self) -> int:
-        """The descriptor to poll; `pending` bytes do not show there."""
-        return int(self._sock.fileno())
-
-    def wait(self, seconds: float | None) -> bool:
-        """Whether `recv` has something (or the end) within so many seconds."""
-        if self._early:
-            return True
-        poller = select.poll()
-        poller.register(self.fileno(), select.POLLIN)
-        return bool(poller.poll(None if seconds is None else max(seconds, 0) * 1000))
-
-    def recv(self, size: int, /) -> bytes:
-        """The next bytes, empty at the end."""
-        if self._early:
-            data, self._early = self._early[:size], self._early[size:]
-            return data
-        return bytes(self._sock.recv(size))
-
-    def sendall(self, data: bytes, /) -> None:
-        """Write everything."""
-        self._sock.sendall(data)
-
-    def send_some(self, data: memoryview) -> int:
-        """Write what goes without waiting; the number of bytes."""
-        try:
-            return int(self._sock.send(data, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return 0
-
-    def end_input(self) -> None:
-        """Say that nothing more will be written."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """Close the connection."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        response = getattr(self._raw, "_response", None)
-        with contextlib.suppress(Exception):
-            self._raw.close()
-        if response is not None:
-            with contextlib.suppress(Exception):
-                response.close()
-        # The readers above only counted on it: the socket itself is closed last.
-        with contextlib.suppress(OSError):
-            self._sock.close()
-        # The SDK and urllib3 hold further references that would keep the descriptor open.
-        with contextlib.suppress(OSError):
-            descriptor = self._sock.detach()
-            if descriptor >= 0:
-                os.close(descriptor)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import MissingDirectory, RuntimeUnavailable, UnknownUser
 from pytest_sandbox.runtimes import docker_files, shell
-from pytest_sandbox.runtimes.docker_connect import SocketChannel
+from pytest_sandbox.runtimes.docker_stream import Channel, StreamRefused, open_stream
 from pytest_sandbox.runtimes.streams import Demultiplexer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_sandbox.runtimes.docker_context import Endpoint
     from pytest_sandbox.runtimes.job import Job
     from pytest_sandbox.runtimes.shell import Facts
 
@@ -30,13 +31,16 @@ _POLL: Final = 0.05
 class ExecCommand:
     """A command started by the engine, its streams demultiplexed by us."""
 
-    def __init__(self, client: Any, container: str, job: Job, facts: Facts) -> None:
+    def __init__(
+        self, client: Any, endpoint: Endpoint, container: str, job: Job, facts: Facts
+    ) -> None:
         self._client = client
+        self._endpoint = endpoint
         self._container = container
         self._job = job
         self._facts = facts
         self._exec = ""
-        self._channel: SocketChannel | None = None
+        self._channel: Channel | None = None
         self._frames = Demultiplexer()
         self._input = memoryview(job.input or b"")
         self._ended = False
@@ -59,9 +63,14 @@ class ExecCommand:
                 workdir=job.cwd,
             )
             self._exec = created["Id"]
-            self._channel = SocketChannel(self._client.exec_start(self._exec, socket=True))
-        except docker.errors.APIError as exc:
-            self._refused = str(exc.explanation or exc)
+            self._channel = open_stream(
+                self._endpoint,
+                self._client,
+                f"/exec/{self._exec}/start",
+                body={"Tty": False, "Detach": False},
+            )
+        except (docker.errors.APIError, StreamRefused) as exc:
+            self._refused = str(getattr(exc, "explanation", None) or exc)
             self._ended = True
             return True
         if job.input is not None and not self._input:
@@ -99,7 +108,7 @@ class ExecCommand:
                     return False
             if self._input:
                 sent = channel.send_some(self._input[: 1 << 16])
-                self._input = self._input[sent:]
+                self._input = memoryview(b"") if sent is None else self._input[sent:]
                 if not self._input:
                     channel.end_input()
                 wait = 0.0 if sent else min(wait, 0.005)

@@ -15,7 +15,7 @@ from pytest_sandbox.runtimes.reaper import SNAPSHOT
 from pytest_sandbox.targets import arch_from_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from pytest_sandbox.runtimes.base import Owner
     from pytest_sandbox.targets import Target
@@ -165,37 +165,25 @@ def _pull_error(reference: str, text: str) -> ImageUnavailable:  # noqa: PLR0911
     )
 
 
-def _chunks(tar: IO[bytes]) -> Iterator[bytes]:
-    while chunk := tar.read(1 << 20):
-        yield chunk
-
-
 def load_rootfs(
     client: Any, tar: IO[bytes], reference: str, target: Target, labels: Mapping[str, str]
 ) -> ImageInfo:
     """Import a root file system as a one-layer image. Raises ImageUnavailable."""
     import docker.errors
 
-    repository, tag = split_reference(reference)
-    changes = ['CMD ["/bin/sh"]']
-    changes += [
-        f"LABEL {_dockerfile_word(k)}={_dockerfile_word(v)}" for k, v in sorted(labels.items())
-    ]
-    params = {
-        "fromSrc": "-",
-        "repo": repository,
-        "tag": tag,
-        "changes": changes,
-        "platform": f"{target.os}/{target.arch}",
-    }
+    from pytest_sandbox.runtimes.rootfs_archive import image_archive
+
     try:
-        with client.post(
-            client._url("/images/create"),
-            data=_chunks(tar),
-            params=params,
-            headers={"Content-Type": "application/x-tar"},
-            timeout=None,
-        ) as response:
+        with (
+            image_archive(tar, reference, target, labels) as pieces,
+            client.post(
+                client._url("/images/load"),
+                data=pieces,
+                params={"quiet": True},
+                headers={"Content-Type": "application/x-tar"},
+                timeout=None,
+            ) as response,
+        ):
             client._raise_for_status(response)
             text = response.text
     except docker.errors.APIError as exc:
@@ -206,14 +194,6 @@ def load_rootfs(
         msg = f"the engine did not import {reference}: {text.strip()[-300:]}"
         raise ImageUnavailable(msg, blame=Blame.HOST)
     return found
-
-
-def _dockerfile_word(text: str) -> str:
-    """A quoted word of a Dockerfile instruction."""
-    if "\n" in text or "\r" in text:
-        msg = f"{text!r}: a line break cannot be part of a label"
-        raise ValueError(msg)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
 
 
 def commit(client: Any, container: str, name: str | None, labels: Mapping[str, str]) -> str:

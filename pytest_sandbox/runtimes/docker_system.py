@@ -233,7 +233,7 @@ class DockerSystem:
     def _run_by_exec(self, job: Job) -> Result:
         before, since = self._counters()
         job.start()
-        command = ExecCommand(self._client, self.id, job, self.facts)
+        command = ExecCommand(self._client, self._runtime.endpoint, self.id, job, self.facts)
         try:
             ended = command.begin() or command.watch(self._deadline_of(job), self._too_much(job))
             if not ended:

@@ -1,0 +1,106 @@
+"""One suite of behaviours, over every runtime and every path through it.
+
+The engine is the one that DOCKER_HOST (or the usual detection) names. The image is PYTEST_SANDBOX_TEST_IMAGE, else the
+debian base. Without an engine the suite is skipped, with PYTEST_SANDBOX_REQUIRE it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.limits import Limits
+from pytest_sandbox.runtimes.base import SandboxSpec
+from pytest_sandbox.runtimes.docker import DockerRuntime
+from pytest_sandbox.runtimes.owner import current_owner
+from pytest_sandbox.targets import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_sandbox.runtimes.base import System
+
+RUNTIMES = {
+    "docker-shell": lambda: DockerRuntime(),
+    "docker-exec": lambda: DockerRuntime(fast_path=False),
+}
+RUN = f"contract{secrets.token_hex(4)}"
+
+
+def missing(reason: str) -> None:
+    """Skip, or fail where an engine is required."""
+    if os.environ.get("PYTEST_SANDBOX_REQUIRE"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", params=list(RUNTIMES))
+def runtime(request: pytest.FixtureRequest) -> Iterator[DockerRuntime]:
+    """A connected runtime; everything of it is swept at the end."""
+    found = RUNTIMES[request.param]()
+    try:
+        found.info()
+    except SandboxError as exc:
+        missing(str(exc))
+    yield found
+    found.sweep(RUN)
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def target(runtime: DockerRuntime) -> Target:
+    return Target("linux", runtime.info().arches[0], "debian")
+
+
+@pytest.fixture(scope="session")
+def image(runtime: DockerRuntime, target: Target) -> str:
+    name = os.environ.get("PYTEST_SANDBOX_TEST_IMAGE")
+    if name is None:
+        from pytest_sandbox.images.families import load_families
+
+        name = load_families()["debian"].image
+    if runtime.find_image(name) is None:
+        missing(f"image {name} is not on the engine; next: pytest-sandbox image bootstrap debian")
+    return name
+
+
+@pytest.fixture(scope="session")
+def spec(image: str, target: Target) -> Callable[..., SandboxSpec]:
+    """Make a SandboxSpec: keywords of Limits go there, the others into the spec."""
+
+    def make(**values: Any) -> SandboxSpec:
+        names = ("memory", "cpus", "pids", "timeout", "nofile", "disk", "output")
+        limits = {key: values.pop(key) for key in names if key in values}
+        return SandboxSpec(values.pop("image", image), target, Limits().override(**limits), **values)
+
+    return make
+
+
+@pytest.fixture
+def start(
+    runtime: DockerRuntime, spec: Callable[..., SandboxSpec]
+) -> Iterator[Callable[..., System]]:
+    """Start sandboxes of one's own; they are closed after the test."""
+    systems: list[System] = []
+
+    def begin(**values: Any) -> System:
+        systems.append(runtime.start(spec(**values), current_owner(RUN)))
+        return systems[-1]
+
+    yield begin
+    for system in systems:
+        system.close()
+
+
+@pytest.fixture(scope="session")
+def system(runtime: DockerRuntime, spec: Callable[..., SandboxSpec]) -> Iterator[System]:
+    """One sandbox for all tests that leave it usable."""
+    found = runtime.start(
+        spec(env={"FROM_SPEC": "a b"}, timeout=900.0, pids=200), current_owner(RUN)
+    )
+    yield found
+    found.close()

@@ -1,0 +1,187 @@
+"""Timeouts, cancellation, and every limit that a sandbox has."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_sandbox.errors import SandboxGone, SandboxTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_sandbox.runtimes.base import Result, System
+
+TREES = {
+    "plain": "sleep 4321",
+    "children": "sleep 4321 & sleep 4321 & wait",
+    "ignores TERM": "trap '' TERM INT HUP; while :; do sleep 4321; done",
+    "own session": "setsid sleep 4321 </dev/null >/dev/null 2>&1 & sleep 4321",
+    "orphan": "(sleep 4321 &) ; sleep 4321",
+    "double fork": "setsid sh -c '(sleep 4321 &) & sleep 4321' >/dev/null 2>&1 & sleep 4321",
+    "respawns": "(while :; do sleep 4321; done) & while :; do sleep 4321; done",
+}
+
+
+def sh(system: System, script: str, **keywords: object) -> Result:
+    return system.run(["sh", "-c", script], **keywords)  # type: ignore[arg-type]
+
+
+def living(system: System, word: str) -> list[str]:
+    """The command lines in the sandbox that hold `word`."""
+    script = (
+        "for p in /proc/[0-9]*; do [ $p = /proc/$$ ] || tr '\\0' ' ' <$p/cmdline && echo; done"
+    )
+    lines = sh(system, script + " 2>/dev/null").stdout.splitlines()
+    return [line for line in lines if word in line]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_a_timeout_ends_the_whole_tree(system: System, tree: str):
+    began = time.monotonic()
+    with pytest.raises(SandboxTimeout) as caught:
+        sh(system, "echo partial; echo err >&2; " + TREES[tree], timeout=0.5)
+    assert time.monotonic() - began < 5
+    result = caught.value.result
+    assert result.stdout == "partial\n"
+    assert result.stderr == "err\n"
+    assert result.limit == "time"
+    assert result.returncode != 0
+    assert isinstance(caught.value, TimeoutError)
+    assert living(system, "sleep 4321") == []
+    assert system.run(["echo", "usable"]).stdout == "usable\n"
+
+
+def test_a_timeout_spares_earlier_daemons(system: System):
+    sh(system, "setsid sleep 5432 >/dev/null 2>&1 & (sleep 5432 >/dev/null 2>&1 &)")
+    with pytest.raises(SandboxTimeout):
+        sh(system, "sleep 4321 & sleep 4321", timeout=0.3)
+    assert living(system, "sleep 4321") == []
+    assert len(living(system, "sleep 5432")) == 2
+    sh(system, "kill $(pidof sleep) 2>/dev/null || for p in /proc/[0-9]*; do "
+       "case $(tr '\\0' ' ' <$p/cmdline) in 'sleep 5432 ') kill ${p#/proc/};; esac; done")
+
+
+def test_a_timeout_spares_other_commands(system: System):
+    results: list[Result] = []
+    other = threading.Thread(target=lambda: results.append(sh(system, "sleep 1.2 & wait; echo fine")))
+    other.start()
+    time.sleep(0.2)
+    with pytest.raises(SandboxTimeout):
+        sh(system, "sleep 4321 & sleep 4321", timeout=0.3)
+    other.join(20)
+    assert results[0].stdout == "fine\n"
+    assert results[0].returncode == 0
+    assert living(system, "sleep 4321") == []
+
+
+def test_a_fork_bomb_ends(start: Callable[..., System]):
+    system = start(pids=60)
+    began = time.monotonic()
+    try:
+        result = sh(system, "bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done", timeout=3)
+    except SandboxTimeout as exc:
+        result = exc.result
+    assert time.monotonic() - began < 20
+    assert result.returncode != 0
+    assert system.run(["echo", "usable"], timeout=10).stdout == "usable\n"
+    count = sh(system, "ls -d /proc/[0-9]* | wc -l").stdout
+    assert int(count) < 12
+
+
+def test_ctrl_c_ends_the_tree(system: System):
+    timer = threading.Timer(0.5, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        sh(system, "setsid sleep 4321 >/dev/null 2>&1 & sleep 4321")
+    timer.join()
+    assert living(system, "sleep 4321") == []
+    assert system.run(["echo", "usable"]).stdout == "usable\n"
+
+
+def test_too_much_output_ends_the_command(start: Callable[..., System]):
+    system = start(output=8 << 20)
+    began = time.monotonic()
+    result = sh(system, "(yes & yes) ; wait", timeout=30)
+    assert result.limit == "output"
+    assert result.returncode != 0
+    assert not result.ok
+    assert time.monotonic() - began < 15
+    assert living(system, "yes") == []
+    assert system.run(["echo", "usable"]).stdout == "usable\n"
+
+
+def test_memory_limit(start: Callable[..., System]):
+    system = start(memory=96 << 20)
+    result = sh(system, "head -c 400m /dev/zero | tail -c 300m | wc -c; exit 9", timeout=60)
+    assert result.limit == "memory"
+    assert not result.ok
+    assert system.run(["echo", "usable"]).limit is None
+
+
+def test_memory_limit_kills_the_command_itself(start: Callable[..., System]):
+    system = start(memory=96 << 20)
+    result = system.run(["tail", "-c", "300m", "/dev/zero"], timeout=60)
+    assert (result.returncode, result.limit) == (137, "memory")
+
+
+def test_killed_by_somebody_else_is_no_memory_limit(system: System):
+    assert sh(system, "kill -9 $$").limit is None
+
+
+def test_pids_limit(start: Callable[..., System]):
+    system = start(pids=20)
+    script = "i=0; while [ $i -lt 40 ]; do sleep 3 & i=$((i+1)); done; wait"
+    result = sh(system, script, timeout=60)
+    assert result.limit == "pids"
+    assert result.returncode != 0
+    assert system.run(["echo", "usable"]).stdout == "usable\n"
+
+
+def test_pids_limit_counts_the_commands_only(start: Callable[..., System]):
+    system = start(pids=10)
+    # The command's shell and nine children: that is what was asked for.
+    result = sh(system, "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.3 & done; wait", timeout=30)
+    assert (result.returncode, result.limit) == (0, None)
+
+
+def test_nofile_limit(start: Callable[..., System]):
+    assert sh(start(nofile=123), "ulimit -n; ulimit -Hn").stdout.split() == ["123", "123"]
+
+
+def test_cpus_more_than_the_machine_has(start: Callable[..., System]):
+    assert start(cpus=512.0).run(["true"]).ok
+
+
+def test_wall_clock(start: Callable[..., System]):
+    system = start(timeout=2.0)
+    with pytest.raises(SandboxTimeout) as caught:
+        sh(system, "echo begun; sleep 4321")
+    assert caught.value.result.stdout == "begun\n"
+    assert caught.value.result.limit == "time"
+    with pytest.raises(SandboxGone) as gone:
+        system.run(["true"])
+    assert gone.value.limit == "time"
+    assert not system.alive()
+
+
+def test_wall_clock_without_a_command(start: Callable[..., System]):
+    system = start(timeout=1.0)
+    assert system.alive()
+    time.sleep(1.5)
+    assert not system.alive()
+    with pytest.raises(SandboxGone):
+        system.stat("/etc")
+
+
+def test_the_end_of_the_main_process_is_told(start: Callable[..., System]):
+    system = start()
+    with pytest.raises(SandboxGone):
+        sh(system, "kill -9 -1; sleep 5")
+    assert not system.alive()
+    with pytest.raises(SandboxGone):
+        system.run(["true"])

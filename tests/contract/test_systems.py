@@ -1,0 +1,327 @@
+"""The system around the commands: network, files, changes, snapshots, statistics, its end."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_sandbox.errors import ImageUnavailable, SandboxGone, UnknownUser
+from pytest_sandbox.runtimes.base import Changes, Mount
+from tests.contract.conftest import RUN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pytest_sandbox.runtimes.base import Result, System
+    from pytest_sandbox.runtimes.docker import DockerRuntime
+
+
+def sh(system: System, script: str, **keywords: object) -> Result:
+    return system.run(["sh", "-c", script], **keywords)  # type: ignore[arg-type]
+
+
+def packed(files: dict[str, bytes]) -> io.BytesIO:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o640
+            tar.addfile(member, io.BytesIO(data))
+    out.seek(0)
+    return out
+
+
+def test_no_network_by_default(system: System):
+    names = sh(system, "cat /proc/net/dev").stdout
+    assert "lo:" in names
+    assert "eth0" not in names
+
+
+def test_bridge_does_not_reach_the_hosts_loopback(start: Callable[..., System]):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        system = start(network="bridge")
+        assert "eth0" in sh(system, "cat /proc/net/dev").stdout
+        # bash speaks TCP by itself; 127.0.0.1 inside is the sandbox's own.
+        script = f"exec 3<>/dev/tcp/127.0.0.1/{port}"
+        assert system.run(["bash", "-c", script], timeout=10).returncode != 0
+
+
+def test_sandboxes_of_a_run_share_a_network_without_seeing_each_other(start: Callable[..., System]):
+    one, two = start(network="bridge"), start(network="bridge")
+    address = sh(one, "grep -h -m1 -oE '(172|10|192)[0-9.]+' /proc/net/fib_trie /etc/hosts | tail -1").stdout
+    own = sh(one, "tail -1 /etc/hosts").stdout.split()[0]
+    assert address
+    assert sh(two, "tail -1 /etc/hosts").stdout.split()[0] != own
+
+
+def test_host_network(start: Callable[..., System]):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        system = start(network="host")
+        script = f"exec 3<>/dev/tcp/127.0.0.1/{port} && echo reached"
+        assert system.run(["bash", "-c", script], timeout=10).stdout == "reached\n"
+
+
+def test_no_new_privileges(start: Callable[..., System]):
+    line = "NoNewPrivs:\t%d\n"
+    assert line % 1 in sh(start(no_new_privileges=True), "cat /proc/self/status").stdout
+    assert line % 0 in sh(start(), "cat /proc/self/status").stdout
+
+
+def test_mounts_are_read_only_unless_said_otherwise(start: Callable[..., System], tmp_path: Path):
+    (tmp_path / "file").write_text("from the host")
+    writable = tmp_path / "writable"
+    writable.mkdir(mode=0o777)
+    writable.chmod(0o777)
+    system = start(mounts=(Mount(tmp_path, "/work/in"), Mount(writable, "/out", read_only=False)))
+    assert sh(system, "cat /work/in/file").stdout == "from the host"
+    assert sh(system, "echo x >/work/in/file").returncode != 0
+    assert sh(system, "echo x >/out/file").returncode == 0
+    assert (writable / "file").read_text() == "x\n"
+    assert system.changes() == Changes()
+
+
+def test_tmpfs(start: Callable[..., System]):
+    system = start(tmpfs={"/scratch": 1 << 20})
+    assert sh(system, "head -c 500000 /dev/zero >/scratch/a").ok
+    assert sh(system, "head -c 5000000 /dev/zero >/scratch/b").returncode != 0
+    assert system.changes() == Changes()
+
+
+def test_user_of_the_whole_sandbox(start: Callable[..., System]):
+    system = start(user="nobody")
+    assert system.run(["id", "-un"]).stdout == "nobody\n"
+    assert system.run(["cat"], input=b"for nobody").stdout == "for nobody"
+    assert system.run(["id", "-un"], user="root").stdout == "root\n"
+
+
+def test_an_unknown_user_of_the_whole_sandbox(start: Callable[..., System]):
+    with pytest.raises(UnknownUser, match="nosuchuser"):
+        start(user="nosuchuser")
+
+
+def test_a_missing_image(start: Callable[..., System]):
+    with pytest.raises(ImageUnavailable, match="no/such-image"):
+        start(image="no/such-image:1")
+
+
+def test_a_fresh_sandbox_has_no_changes(start: Callable[..., System]):
+    system = start()
+    assert system.changes() == Changes()
+    system.run(["true"], input=b"x")
+    assert system.changes() == Changes()
+
+
+def test_changes(start: Callable[..., System]):
+    system = start()
+    sh(system, "mkdir -p /opt/new/sub; echo 1 >/opt/new/sub/file; echo >>/etc/passwd; rm /etc/issue")
+    sh(system, "chmod 700 /srv; ln -s file /opt/new/sub/link; echo z >/root/b; echo a >/root/a")
+    found = system.changes()
+    assert found.added == (
+        *("/opt/new", "/opt/new/sub", "/opt/new/sub/file", "/opt/new/sub/link"),
+        *("/root/a", "/root/b"),
+    )
+    assert found.changed == ("/etc/passwd", "/srv")
+    assert found.removed == ("/etc/issue",)
+
+
+def test_put_and_get(system: System):
+    big = os.urandom(3 << 20)
+    system.put(packed({"sub/one": b"1", "big": big}), "/tmp")
+    assert sh(system, "cat /tmp/sub/one; stat -c %a /tmp/big").stdout == "1640\n"
+    found, chunks = system.get("/tmp/big")
+    assert (found.name, found.size) == ("big", len(big))
+    assert stat.S_ISREG(found.mode)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        member = tar.extractfile("big")
+        assert member is not None
+        assert member.read() == big
+    found, chunks = system.get("/tmp/sub")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        assert tar.getnames() == ["sub", "sub/one"]
+
+
+def test_put_and_get_of_what_is_missing(system: System):
+    with pytest.raises(FileNotFoundError, match="/no/such"):
+        system.get("/no/such")
+    with pytest.raises(FileNotFoundError, match="/no/such"):
+        system.put(packed({"a": b""}), "/no/such")
+    with pytest.raises(NotADirectoryError):
+        system.put(packed({"a": b""}), "/etc/passwd")
+    assert system.stat("/no/such") is None
+
+
+def test_stat(system: System):
+    sh(system, "mkdir -p /tmp/s; printf 12345 >/tmp/s/f; chmod 4711 /tmp/s/f; ln -sf ../s/f /tmp/s/l")
+    sh(system, "ln -sfn nowhere /tmp/s/broken; chmod 1777 /tmp/s")
+    found = system.stat("/tmp/s/f")
+    assert found is not None
+    assert (found.name, found.size, found.mode) == ("f", 5, stat.S_IFREG | 0o4711)
+    folder = system.stat("/tmp/s")
+    assert folder is not None
+    assert folder.mode == stat.S_IFDIR | 0o1777
+    link = system.stat("/tmp/s/l")
+    assert link is not None
+    assert stat.S_ISLNK(link.mode)
+    assert link.link == "../s/f"
+    broken = system.stat("/tmp/s/broken")
+    assert broken is not None
+    assert broken.link == "nowhere"
+
+
+def test_snapshot_starts_others(start: Callable[..., System], runtime: DockerRuntime):
+    first = start(env={"ONLY": "first"})
+    sh(first, "echo content >/opt/file")
+    name = first.snapshot()
+    second, third = start(image=name), start(image=name)
+    assert sh(second, "cat /opt/file").stdout == "content\n"
+    assert second.changes() == Changes()
+    assert "ONLY" not in second.run(["env"]).stdout
+    sh(second, "rm /opt/file")
+    assert sh(third, "cat /opt/file").stdout == "content\n"
+    assert sh(first, "cat /opt/file").stdout == "content\n"
+    assert name in {image.name for image in runtime.images()}
+    second.close()
+    third.close()
+    runtime.remove_image(name)
+    assert runtime.find_image(name) is None
+    runtime.remove_image(name)
+
+
+def test_snapshot_with_a_name_outlives_its_run(start: Callable[..., System], runtime: DockerRuntime):
+    name = f"tsuku/sandbox-test:{RUN}"
+    system = start()
+    assert system.snapshot(name=name, labels={"org.pytest-sandbox.kept": "1"}) == name
+    try:
+        other = system.snapshot()
+        system.close()
+        runtime.sweep(RUN + "-other")
+        assert runtime.find_image(other) is not None
+        runtime.reap(lambda owner, _created: owner.run == RUN)
+        assert runtime.find_image(other) is None
+        found = runtime.find_image(name)
+        assert found is not None
+        assert found.labels["org.pytest-sandbox.kept"] == "1"
+    finally:
+        runtime.remove_image(name)
+
+
+def test_stats(start: Callable[..., System]):
+    system = start()
+    sh(system, "head -c 60m /dev/zero | tail -c 50m | wc -c")
+    sh(system, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
+    found = system.stats()
+    assert 40 << 20 < found.memory_peak < 2 << 30
+    assert 0.01 < found.cpu_seconds < 60
+    assert found.bytes_written >= 0
+
+
+def test_close_twice_and_use_after_it(start: Callable[..., System], runtime: DockerRuntime):
+    system = start()
+    assert system.alive()
+    system.close()
+    system.close()
+    assert not system.alive()
+    assert not runtime.is_running(system.id)
+    with pytest.raises(SandboxGone, match="closed"):
+        system.run(["true"])
+
+
+def test_close_during_a_command(start: Callable[..., System]):
+    system = start()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            system.run(["sleep", "60"])
+        except SandboxGone as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.4)
+    system.close()
+    thread.join(15)
+    assert not thread.is_alive()
+    assert len(errors) == 1
+
+
+def test_no_descriptor_and_no_file_is_left(start: Callable[..., System], runtime: DockerRuntime):
+    start().close()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        system = start()
+        for _ in range(5):
+            system.run(["cat"], input=b"x")
+        system.close()
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+CHILD = """
+import sys, time
+from pytest_sandbox.limits import Limits
+from pytest_sandbox.runtimes.base import SandboxSpec
+from pytest_sandbox.runtimes.docker import DockerRuntime
+from pytest_sandbox.runtimes.owner import current_owner
+from pytest_sandbox.targets import Target
+image, target, run, fast = sys.argv[1:]
+runtime = DockerRuntime(fast_path=fast == "True")
+spec = SandboxSpec(image, Target.parse(target), Limits())
+system = runtime.start(spec, current_owner(run))
+print(system.id, flush=True)
+system.run(["sh", "-c", "trap '' TERM HUP INT; setsid sleep 600 & sleep 600"])
+"""
+
+
+def test_sigkill_of_the_owner_leaves_nothing(runtime: DockerRuntime, image: str, target: object):
+    fast = str(runtime._fast_path)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, image, str(target), RUN + "child", fast],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    container = child.stdout.readline().strip()
+    assert len(container) == 64
+    time.sleep(0.5)
+    assert runtime.is_running(container)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _exists(runtime, container):
+        time.sleep(0.1)
+    assert not _exists(runtime, container)
+
+
+def _exists(runtime: DockerRuntime, container: str) -> bool:
+    return bool(runtime.client.containers(all=True, filters={"id": container}))
+
+
+def test_sweep_and_reap_touch_only_ours(start: Callable[..., System], runtime: DockerRuntime, image: str):
+    foreign = runtime.client.create_container(
+        image, ["sleep", "60"], name=f"pytest-sandbox-{RUN}-foreign"
+    )["Id"]
+    try:
+        system = start()
+        assert runtime.reap(lambda _owner, _created: False) == 0
+        assert system.alive()
+        assert runtime.sweep("no such run") == 0
+        assert runtime.reap(lambda owner, _created: owner.run == RUN) >= 1
+        assert not _exists(runtime, system.id)
+        assert _exists(runtime, foreign)
+    finally:
+        runtime.remove_container(foreign)
