@@ -84,3 +84,17 @@ def test_no_machine_and_no_registry_is_named():
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"(?<![\w.])/(?:work/(?!space)|root/)", text), page
         assert not [host for host in hosts if host in text], page
+
+
+def test_architecture_has_the_layers_that_are_held():
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = [
+        one["layers"]
+        for one in contract["tool"]["importlinter"]["contracts"]
+        if one["type"] == "layers"
+    ]
+    wanted = " > ".join(
+        layer.replace("pytest_sandbox.", "").replace(" | ", ", ") for layer in layers
+    )
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert wanted in " ".join(text.split())
