@@ -22,7 +22,7 @@ from pytest_sandbox.errors import (
     SandboxError,
     UnknownUser,
 )
-from pytest_sandbox.runtimes import docker_images, docker_info, reaper, shell
+from pytest_sandbox.runtimes import docker_images, docker_info, docker_quick, reaper, shell
 from pytest_sandbox.runtimes.base import Stats
 from pytest_sandbox.runtimes.control import Control, ControlLost
 from pytest_sandbox.runtimes.docker_connect import connect_any
@@ -108,6 +108,7 @@ class DockerRuntime:
         with self._lock:
             if self._info is None:
                 self._info = docker_info.engine_info(self.client, self.endpoint.url)
+                self._nofile = docker_quick.nofile_bound(self.endpoint.url)
             return self._info
 
     def close(self) -> None:
@@ -229,11 +230,13 @@ class DockerRuntime:
     def _give_in(self, limits: Limits, text: str) -> bool:
         """Adapt to what the engine cannot do; True when it is worth another try."""
         low = text.lower()
-        if "rlimit" in low and self._nofile is None:
+        if "rlimit" in low:
             import resource
 
-            self._nofile = min(limits.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-            return True
+            own = min(limits.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            if self._nofile is None or own < self._nofile:
+                self._nofile = own
+                return True
         if (
             "storage-opt" in low or "storage opt" in low or "pquota" in low
         ) and not self._no_disk_limit:
@@ -290,6 +293,7 @@ class DockerRuntime:
             "Labels": {**spec.labels, **owner_labels(owner, time.time())},
             "HostConfig": host,
         }
+        docker_quick.leave_networking_out(settings, folder)
         return settings
 
     def disk_limited(self) -> bool:

@@ -216,9 +216,11 @@ class DockerSystem:
 
     def _worker_lost(self, job: Job, hunt: Hunt) -> Result:
         """The worker ended without a word: the sandbox did, or the command killed its parent."""
-        if self._control is None or self._over:
+        if not self.alive():
             raise self._gone(job)
         self._kill(Hunt(since=hunt.since))
+        if self._over:
+            raise self._gone(job)
         job.captures[-1].feed(b"[pytest-sandbox: the command killed the shell that ran it]\n")
         return self._finish(job, 137, Counters(), Counters())
 
