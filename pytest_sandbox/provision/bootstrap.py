@@ -176,15 +176,22 @@ def emulation_problem(
     handler = _QEMU.get(arch)
     if handler is None:
         return f"unknown architecture {arch!r}", "use amd64 or arm64"
-    entry = binfmt / handler
-    try:
-        if entry.read_text(encoding="ascii").startswith("enabled"):
-            return None
-    except OSError:
-        pass
     steps = []
-    if shutil.which(f"{handler}-static") is None:
-        steps.append("apt-get install qemu-user-static")
+    enabled = False
+    with suppress(OSError):
+        enabled = (binfmt / handler).read_text(encoding="ascii").startswith("enabled")
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    tools = {"arch-test": "arch-test"}
+    if not enabled:
+        tools |= {f"{handler}-static": "qemu-user-static", "update-binfmts": "binfmt-support"}
+    lacking = [pack for tool, pack in tools.items() if shutil.which(tool, path=path) is None]
+    if lacking:
+        steps.append(f"apt-get install {' '.join(lacking)}")
+    if enabled:
+        if not lacking:
+            return None
+        why = f"this machine runs {arch} programs, but mmdebstrap cannot see that without arch-test"
+        return why, "as root: " + " && ".join(steps)
     if not (binfmt / "register").exists():
         steps.append(f"mount -t binfmt_misc binfmt_misc {binfmt}")
     steps.append(f"update-binfmts --enable {handler}")

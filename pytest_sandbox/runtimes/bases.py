@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
-from pytest_sandbox.errors import Blame, ImageUnavailable
+from pytest_sandbox.errors import Blame, ImageUnavailable, SandboxError
 from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.provision import bases
 from pytest_sandbox.provision.bases import (
@@ -181,7 +182,17 @@ def _import_recorded(
         if tar is None:
             return None
         say(f"importing the bootstrapped base {name} again")
-        return runtime.load_rootfs(tar, name, target, bases.base_labels(recorded))
+        return _load(runtime, tar, recorded, name, target)
+
+
+def _load(runtime: Runtime, tar: IO[bytes], base: Base, name: str, target: Target) -> ImageInfo:
+    before = runtime.find_image(name)
+    info = runtime.load_rootfs(tar, name, target, bases.base_labels(base))
+    if before is not None and before.digest != info.digest:
+        # It has no name any more. Where images were built on it, it goes with the last of them.
+        with suppress(SandboxError):
+            runtime.remove_image(before.digest)
+    return info
 
 
 def _fetch(
@@ -274,7 +285,7 @@ def _bootstrap(
         )
         # Imported first, recorded then: a record without an image would give names to nothing.
         with tar.open("rb") as stream:
-            info = runtime.load_rootfs(stream, name, target, bases.base_labels(base))
+            info = _load(runtime, stream, base, name, target)
         base = bases.record_base(reference, made)
     say(f"{name} is ready: {suite} for {target.arch}, {base.size / 1e6:.0f} MB")
     return base, info

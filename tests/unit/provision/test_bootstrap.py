@@ -113,7 +113,8 @@ def test_a_missing_tool_is_the_hosts(tmp_path, monkeypatch):
     assert caught.value.blame is Blame.HOST
 
 
-def test_emulation_is_checked_with_the_way_to_it(tmp_path):
+def test_emulation_is_checked_with_the_way_to_it(tmp_path, fake_tool):
+    fake_tool("", name="arch-test")
     other = "arm64" if host_arch() == "amd64" else "amd64"
     assert emulation_problem(host_arch(), tmp_path) is None
     problem = emulation_problem(other, tmp_path)
