@@ -58,8 +58,8 @@ class GuidanceNeeded(StepFailed):
     blame = Blame.UNSUPPORTED
 
 
-class PackagesMissing(StepFailed):
-    """Packages that the plan needs are not in the system's image."""
+class RequirementMissing(StepFailed):
+    """A command or a package that the plan needs is not in the system's image."""
 
 
 def is_trusted(programs: Sequence[StepProgram]) -> bool:
@@ -101,12 +101,12 @@ class Installer:
                 try:
                     self._perform(operation, program.label)
                 except SandboxTimeout as late:
-                    what = f"{program.label} ran out of time: {late.what}"
+                    what = f"{late.what} in {program.label}"
                     raise SandboxTimeout(
                         what, late.result, phase=Phase.INSTALL, next_step=late.next_step
                     ) from late
                 except SandboxGone as gone:
-                    msg = f"{program.label} ended the sandbox: {gone.what}"
+                    msg = f"{gone.what} in {program.label}"
                     raise SandboxGone(
                         msg,
                         limit=gone.limit,
@@ -118,7 +118,7 @@ class Installer:
                 except StepFailed as failed:
                     if not failed.step:
                         failed.step = program.label
-                        failed.what = f"{program.label}: {failed.what}"
+                        failed.what = f"{failed.what} in {program.label}"
                     raise
 
     def _perform(self, operation: Operation, label: str) -> None:  # noqa: PLR0911 - one arm a kind
@@ -148,7 +148,7 @@ class Installer:
         log = self.log / f"install-{self._count:03d}.log" if self.log else None
         result = self._run(op.argv, cwd=op.cwd, env={**self.env, **op.env}, log=log, merge=True)
         self.results.append((label, result))
-        check_limit(result, "the step")
+        check_limit(result, "")
         if result.returncode not in op.expect:
             raise StepFailed(
                 op.failure or f"exited with status {result.returncode}",
@@ -276,13 +276,13 @@ class Installer:
         if op.guidance:
             guidance = " ".join(op.guidance.split())
             raise GuidanceNeeded(what, result=result, next_step=guidance)
-        raise StepFailed(what, result=result, next_step="add a package that brings it")
+        raise RequirementMissing(what, result=result, next_step="add a package that brings it")
 
     def _require_packages(self, op: RequirePackages) -> None:
         missing = _QUERIES[op.manager](self._run, op.packages)
         if missing:
             msg = f"{op.manager} has not installed {', '.join(missing)}"
-            raise PackagesMissing(
+            raise RequirementMissing(
                 msg,
                 next_step="put them in the image: @pytest.mark.requires_system or "
                 "`pytest --sandbox-rebuild`",
@@ -307,7 +307,7 @@ def listed_checksum(listing: Path, name: str, url: str) -> str:
 def check_limit(result: Result, subject: str) -> None:
     """Raise StepFailed with blame `limit` if a limit ended or harmed the command."""
     if result.limit is not None:
-        msg = f"{subject} hit the {result.limit} limit"
+        msg = f"{subject} hit the {result.limit} limit".lstrip()
         raise StepFailed(
             msg,
             result=result,

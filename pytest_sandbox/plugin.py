@@ -452,6 +452,12 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    errors = sys.modules.get("pytest_sandbox.errors")
+    if errors is not None and call.excinfo is not None:
+        error, crash = call.excinfo.value, getattr(report.longrepr, "reprcrash", None)
+        if isinstance(error, errors.SandboxError) and crash is not None:
+            # The short summary has room for one line: phase and blame come first in it.
+            crash.message = item.config.stash[STATE].session.mask(str(error))
     used = item.stash.get(SANDBOXES, None)
     if not used or call.when not in {"setup", "call"}:
         return report

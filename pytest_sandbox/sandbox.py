@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from pytest_sandbox.errors import CommandFailed, StepFailed, UsageError
-from pytest_sandbox.install import Installer, PackagesMissing
+from pytest_sandbox.install import Installer, RequirementMissing
 from pytest_sandbox.limits import PROFILES, Limits, parse_size
 from pytest_sandbox.runtimes.base import Changes, Mount, Result, Stats
 from pytest_sandbox.targets import FAMILIES, Target, match_targets
@@ -181,7 +181,7 @@ class Sandbox:
         self.notices: list[str] = []
 
     def __repr__(self) -> str:
-        return f"<Sandbox {self.id} {self.target} {self.image}>"
+        return f"<Sandbox {self.id[:12]} {self.target} {self.image}>"
 
     @property
     def id(self) -> str:
@@ -235,7 +235,7 @@ class Sandbox:
         if isinstance(argv, str | bytes):
             msg = f"argv is a list, not a string: write sandbox.run({_as_list(argv)!r})"
             raise TypeError(msg)
-        words = [os.fspath(word) if isinstance(word, os.PathLike) else word for word in argv]
+        words: list[Any] = [os.fspath(w) if isinstance(w, os.PathLike) else w for w in argv]
         if not words:
             msg = "argv is empty: name a command, like sandbox.run(['true'])"
             raise ValueError(msg)
@@ -250,7 +250,7 @@ class Sandbox:
         if check and not result.ok:
             said = (result.stderr.strip() or result.stdout.strip()).splitlines()
             why = f"hit the {result.limit} limit" if result.limit else f"status {result.returncode}"
-            msg = f"`{shlex.join(words)}`: {why}" + (f": {said[-1]}" if said else "")
+            msg = f"{why}: `{shlex.join(words)}`" + (f": {said[-1]}" if said else "")
             raise CommandFailed(msg, result, next_step="see result.stdout and result.stderr")
         return result
 
@@ -282,7 +282,7 @@ class Sandbox:
         try:
             installer.install(programs)
         except StepFailed as failed:
-            if isinstance(failed, PackagesMissing):
+            if isinstance(failed, RequirementMissing):
                 failed.next_step = (
                     f"put @pytest.mark.requires_system({found.name!r}) on the test, "
                     "or install before anything else runs"

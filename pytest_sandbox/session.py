@@ -163,9 +163,11 @@ class RunSession:
         if given is not None:
             return given
         from pytest_sandbox.runtimes.detect import find_runtime
-        from pytest_sandbox.runtimes.runs import enter_run
+        from pytest_sandbox.runtimes.runs import end_with_parent, enter_run
 
         runtime = find_runtime(self.settings.runtime, self.environ)
+        if not self.main:
+            end_with_parent()
         enter_run(runtime, self.run)
         return runtime
 

@@ -1,4 +1,4 @@
-"""The `pytest-sandbox` command, one module a verb; a verb's module is imported when it is called."""
+"""The `pytest-sandbox` command, one module a verb, imported when the verb is called."""
 
 from __future__ import annotations
 

@@ -70,9 +70,9 @@ def shortcoming(check: Check, returncode: int, missing: Sequence[str]) -> str:
     occur.
     """
     if returncode != check.exit_code:
-        return f"`{check.command}` exited with status {returncode}, expected {check.exit_code}"
+        return f"exited with status {returncode}, expected {check.exit_code}: `{check.command}`"
     if missing:
-        return f"`{check.command}` did not print {missing[0]!r}"
+        return f"did not print {missing[0]!r}: `{check.command}`"
     return ""
 
 
@@ -120,7 +120,7 @@ def run_checks(
                 timeout=timeout,
             )
         except SandboxTimeout as late:
-            what = f"{check.name}: `{check.command}` ran out of time"
+            what = f"ran out of time: `{check.command}` ({check.name})"
             raise SandboxTimeout(
                 what, late.result, phase=Phase.VERIFY, next_step=late.next_step
             ) from late
@@ -138,7 +138,7 @@ def _failure(check: Check, result: Result, wrong: str) -> CheckFailed:
     from pytest_sandbox.errors import Blame
 
     if result.limit is not None:
-        msg = f"{check.name}: `{check.command}` hit the {result.limit} limit"
+        msg = f"hit the {result.limit} limit: `{check.command}` ({check.name})"
         return CheckFailed(msg, result=result, blame=Blame.LIMIT, next_step="see its last lines")
-    prefix = "" if check.name == "verify" else f"{check.name}: "
-    return CheckFailed(prefix + wrong, result=result, next_step="see its last lines")
+    where = "" if check.name == "verify" else f" ({check.name})"
+    return CheckFailed(wrong + where, result=result, next_step="see its last lines")

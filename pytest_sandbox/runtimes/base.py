@@ -192,7 +192,8 @@ class Stats:
 
 @runtime_checkable
 class System(Protocol):
-    """One running throwaway system. `Sandbox` is what tests hold; this is what a runtime gives it."""
+    """One running throwaway system. `Sandbox` is what tests hold; this is what a runtime gives it.
+    """
 
     id: str
     spec: SandboxSpec
@@ -221,7 +222,8 @@ class System(Protocol):
         ...
 
     def get(self, path: str) -> tuple[PathStat, Iterable[bytes]]:
-        """A tar stream of `path` (its members start with its last name). Raises FileNotFoundError."""
+        """A tar stream of `path` (its members start with its last name). Raises FileNotFoundError.
+        """
         ...
 
     def stat(self, path: str) -> PathStat | None:
@@ -278,7 +280,8 @@ class Runtime(Protocol):
     def load_rootfs(
         self, tar: IO[bytes], reference: str, target: Target, labels: Mapping[str, str]
     ) -> ImageInfo:
-        """Import a root file system (an uncompressed tar) as a one-layer image under `reference`."""
+        """Import a root file system (an uncompressed tar) as a one-layer image under `reference`.
+        """
         ...
 
     def build(self, request: BuildRequest, say: Callable[[str], None]) -> ImageInfo:
@@ -302,7 +305,8 @@ class Runtime(Protocol):
         ...
 
     def reap(self, is_dead: Callable[[Owner, float], bool]) -> int:
-        """Remove what dead owners left (`is_dead(owner, created)`); the number of things removed."""
+        """Remove what dead owners left (`is_dead(owner, created)`); the number of things removed.
+        """
         ...
 
     def close(self) -> None: ...
