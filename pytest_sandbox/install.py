@@ -151,7 +151,7 @@ class Installer:
         check_limit(result, "")
         if result.returncode not in op.expect:
             raise StepFailed(
-                op.failure or f"exited with status {result.returncode}",
+                op.failure or f"exit {result.returncode}",
                 result=result,
                 next_step="run the step by hand: see the last lines",
             )

@@ -70,7 +70,7 @@ def shortcoming(check: Check, returncode: int, missing: Sequence[str]) -> str:
     occur.
     """
     if returncode != check.exit_code:
-        return f"exited with status {returncode}, expected {check.exit_code}: `{check.command}`"
+        return f"exit {returncode}, expected {check.exit_code}: `{check.command}`"
     if missing:
         return f"did not print {missing[0]!r}: `{check.command}`"
     return ""

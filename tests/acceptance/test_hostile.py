@@ -61,7 +61,7 @@ CASES = {
     ),
     "waits-on-stdin": (
         step("printf 'Continue? [y/n] '; read answer"),
-        "install: recipe: exited with status 1 in waits-on-stdin: step 1 (run_command)*",
+        "install: recipe: exit 1 in waits-on-stdin: step 1 (run_command)*",
         [],
     ),
     "loud": (
@@ -78,7 +78,7 @@ CASES = {
             " >/dev/null 2>&1 & true",
             verify="test -e /nonexistent",
         ),
-        "verify: recipe: exited with status 1, expected 0: `test -e /nonexistent`*",
+        "verify: recipe: exit 1, expected 0: `test -e /nonexistent`*",
         [],
     ),
     "forges-by-files": (
@@ -87,7 +87,7 @@ CASES = {
             "echo good > /workspace/output/.sandbox-verify-output",
             verify="echo bad; exit 3",
         ),
-        "verify: recipe: *exited with status 3*",
+        "verify: recipe: exit 3, expected 0: *",
         [],
     ),
     "forges-by-shell": (
