@@ -84,10 +84,11 @@ print(done.info.digest, "hit" if done.hit else "built", any("waiting" in line fo
 """
 
 
-def test_two_processes_build_once_and_the_second_says_that_it_waits(engine, prefix):
+def test_two_processes_build_once_and_the_second_says_that_it_waits(engine, prefix, pytestconfig):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(BUILDER), prefix],
+            cwd=pytestconfig.rootpath,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
