@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import RecipeError, SandboxError, printable
+from pytest_sandbox.errors import PlanError, RecipeError, SandboxError, printable
 from pytest_sandbox.install import explain
 from pytest_sandbox.pipeline import Outcome, Proof, Unproved, describe
 from pytest_sandbox.recipes.load import read_recipe
@@ -20,13 +21,13 @@ from pytest_sandbox.reporting import HEADLINE
 from pytest_sandbox.session import is_absence, wanted_by_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from typing import Self
 
     from _pytest._code.code import ExceptionInfo, TerminalRepr
 
-    from pytest_sandbox.recipes.model import Recipe
+    from pytest_sandbox.plans.model import Plan
     from pytest_sandbox.session import RunSession
     from pytest_sandbox.targets import Target
 
@@ -84,45 +85,81 @@ class RecipeFile(pytest.File):
             warnings.warn_explicit(
                 RecipeWarning(text), RecipeWarning, str(self.path), finding.line or 1
             )
-        shared: Any = None
         tags = recipe.metadata.tags
+        wanted = []
         for target in self.targets:
-            reason = unsupported_reason(recipe, target)
-            if reason:
+            if reason := unsupported_reason(recipe, target):
                 self.unsupported.append((f"{self.nodeid}::install[{target.id}]", reason))
-                continue
-            item = RecipeItem.from_parent(
-                self,
-                name=f"install[{target.id}]",
-                callobj=_install,
-                fixtureinfo=shared,
-            )
-            # Fixtures depend on the folder only: the items of a file share what pytest found.
-            shared = item._fixtureinfo
-            item.recipe, item.target, item.run_session = recipe, target, self.run_session
-            if tags:
-                item.extra_keyword_matches.update(tags)
-            yield item
+            else:
+                wanted.append((target, partial(self.run_session.plan, recipe, target)))
+        yield from _items(self, recipe.name, wanted, tags)
+
+
+class PlanFile(RecipeFile):
+    """A plan in JSON, perhaps of another tool: run as it stands, on the systems that it fits."""
+
+    def collect(self) -> Iterable[pytest.Item]:
+        from pytest_sandbox.plans.serialize import plan_from_json
+
+        try:
+            plan = plan_from_json(self.path.read_text(encoding="utf-8"), str(self.path))
+        except (PlanError, OSError, UnicodeDecodeError) as error:
+            wrong = error if isinstance(error, SandboxError) else PlanError(str(error))
+            yield BrokenRecipe.from_parent(self, name="load", error=wrong)
+            return
+        platform = plan.platform
+        wanted = [
+            (target, lambda: plan)
+            for target in self.targets
+            if (target.os, target.arch) == (platform.os, platform.arch)
+            and platform.linux_family in {"", target.family}
+        ]
+        if not wanted:
+            fits = f"{platform.os}/{platform.arch}/{platform.linux_family or '*'}"
+            self.unsupported.append((self.nodeid, f"the plan is for {fits}"))
+        yield from _items(self, plan.tool, wanted, [])
+
+
+def _items(
+    parent: RecipeFile,
+    tool: str,
+    wanted: Iterable[tuple[Target, Callable[[], Plan]]],
+    tags: Sequence[str],
+) -> Iterable[pytest.Item]:
+    shared: Any = None
+    for target, plan in wanted:
+        item = RecipeItem.from_parent(
+            parent, name=f"install[{target.id}]", callobj=_install, fixtureinfo=shared
+        )
+        # Fixtures depend on the folder only: the items of a file share what pytest found.
+        shared = item._fixtureinfo
+        item.tool, item.plan, item.target = tool, plan, target
+        item.run_session = parent.run_session
+        if tags:
+            item.extra_keyword_matches.update(tags)
+        yield item
 
 
 class RecipeItem(pytest.Function):
     """One recipe on one target: green when it installed and its check held on a clean system."""
 
-    recipe: Recipe
+    tool: str
+    plan: Callable[[], Plan]
     target: Target
     run_session: RunSession
 
     def prove(self) -> None:
         """Run the pipeline; raises SandboxError for a failure, skips where nothing was proved."""
-        outcome = Outcome(self.recipe.name, self.target)
+        outcome = Outcome(self.tool, self.target)
         self.stash[OUTCOME] = outcome
         session = self.run_session
         proof = Proof(
             session,
-            self.recipe,
+            self.tool,
+            self.plan,
             self.target,
             outcome,
-            node=f"{self.recipe.name}-{self.target.id}",
+            node=f"{self.tool}-{self.target.id}",
             further=self._further,
         )
         try:
@@ -140,7 +177,7 @@ class RecipeItem(pytest.Function):
         self.config.hook.pytest_sandbox_prove(config=self.config, system=system, plan=plan)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        return self.path, 0, f"recipe: {self.recipe.name} [{self.target.id}]"
+        return self.path, 0, f"recipe: {self.tool} [{self.target.id}]"
 
     def repr_failure(  # type: ignore[override]  # pytest.Function's own is narrower than Node's
         self, excinfo: ExceptionInfo[BaseException]
@@ -181,11 +218,11 @@ class RecipeItem(pytest.Function):
 class BrokenRecipe(pytest.Item):
     """The one failing item of a recipe file that cannot be read."""
 
-    error: RecipeError
+    error: SandboxError
 
     @classmethod
     def from_parent(  # type: ignore[override]  # pytest's own way to add arguments
-        cls, parent: pytest.Collector, *, name: str, error: RecipeError
+        cls, parent: pytest.Collector, *, name: str, error: SandboxError
     ) -> Self:
         """An item that fails with `error`."""
         node: Self = super().from_parent(parent, name=name)
@@ -196,18 +233,18 @@ class BrokenRecipe(pytest.Item):
         raise self.error
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        line = self.error.line
+        line = getattr(self.error, "line", None)
         return self.path, line - 1 if line else None, f"recipe: {self.path.name}"
 
     def repr_failure(  # type: ignore[override]  # Node's own signature allows more styles
         self, excinfo: ExceptionInfo[BaseException]
     ) -> str | TerminalRepr:
-        if not isinstance(excinfo.value, RecipeError):
+        if excinfo.value is not self.error:
             return super().repr_failure(excinfo)
         headline = self.error.headline()
         self.user_properties.append((HEADLINE, headline))
-        body = f"lint it: pytest-sandbox lint {self.path}"
-        return _failure(headline, body, self.path, self.error.line or 1)
+        body = f"lint it: pytest-sandbox lint {self.path}" if self.path.suffix == ".toml" else ""
+        return _failure(headline, body, self.path, getattr(self.error, "line", None) or 1)
 
 
 def _one_line(error: SandboxError) -> str:

@@ -39,7 +39,7 @@ def installed_snapshot(
     target = options.target or session.default_target(options.family or "debian")
     recipe = session.recipe(name)
     plan = plan_for(session, recipe, target, version)
-    wanted = requirements_of(plan)
+    wanted = requirements_of(plan, target)
     ready = session.image(wanted, target)
     key = _key(ready, plan)
     reference = f"{REPOSITORY}:{key[:16]}"
@@ -77,7 +77,7 @@ def _install(
     from pytest_sandbox.images.requirements import requirements_of
     from pytest_sandbox.plans.script import compile_plan
 
-    wanted = requirements_of(plan)
+    wanted = requirements_of(plan, target)
     limits = session.settings.limits(PROFILES[wanted.profile])
     network = session.settings.network or ("bridge" if wanted.network else "none")
     system = session.start(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.limits import Limits
     from pytest_sandbox.plans.model import Plan, StepProgram
     from pytest_sandbox.proofs.verify import Check
-    from pytest_sandbox.recipes.model import Recipe
     from pytest_sandbox.runtimes.base import Network, Result, System
     from pytest_sandbox.session import ReadyImage, RunSession
     from pytest_sandbox.targets import Target
@@ -82,7 +81,8 @@ class Proof:
     """
 
     session: RunSession
-    recipe: Recipe
+    name: str
+    plan: Callable[[], Plan]
     target: Target
     outcome: Outcome
     node: str = ""
@@ -107,7 +107,7 @@ class Proof:
         with self._phase(Phase.IMAGE):
             from pytest_sandbox.images.requirements import requirements_of
 
-            wanted = requirements_of(plan)
+            wanted = requirements_of(plan, self.target)
             ready = self.session.image(wanted, self.target)
             self.outcome.image, self.outcome.digest = ready.info.name, ready.info.digest
             self.outcome.hit = ready.hit
@@ -128,13 +128,13 @@ class Proof:
         from pytest_sandbox.plans.script import compile_plan, install_dir
 
         try:
-            plan = self.session.plan(self.recipe, self.target)
+            plan = self.plan()
             if not plan.steps:
                 msg = f"no step of the recipe is meant for {self.target}"
                 raise Unproved(msg, next_step="add a step, or exclude the target in [metadata]")
             if plan.verify is not None and not plan.version and needs_version(plan.verify):
                 msg = "the verify table uses {version} and no version is known"
-                raise Unproved(msg, next_step=f"--sandbox-version {self.recipe.name}=VERSION")
+                raise Unproved(msg, next_step=f"--sandbox-version {self.name}=VERSION")
             programs = compile_plan(plan)
         except PlanError as error:
             if error.blame is Blame.UNSUPPORTED:
@@ -238,7 +238,7 @@ class Proof:
                 limits,
                 network=network,
                 no_new_privileges=fenced,
-                purpose=f"{self.recipe.name}-{self.target.id}",
+                purpose=f"{self.name}-{self.target.id}",
             )
         try:
             yield system

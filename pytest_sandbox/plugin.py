@@ -276,18 +276,22 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    if file_path.suffix != ".toml":
+    if file_path.suffix not in {".toml", ".json"}:
         return None
     config = parent.config
     explicit = parent.session.isinitpath(file_path)
     if not (explicit or config.getoption("sandbox")):
         return None
     state = config.stash[STATE]
-    if not explicit and not state.collecting.wants(file_path, parent.session.isinitpath):
-        return None
-    from pytest_sandbox.collect import RecipeFile
+    if not explicit and (
+        file_path.suffix == ".json"
+        or not state.collecting.wants(file_path, parent.session.isinitpath)
+    ):
+        return None  # a plan is run only where its file is named
+    from pytest_sandbox.collect import PlanFile, RecipeFile
 
-    return RecipeFile.from_parent(
+    kind = PlanFile if file_path.suffix == ".json" else RecipeFile
+    return kind.from_parent(
         parent,
         path=file_path,
         run_session=state.session,

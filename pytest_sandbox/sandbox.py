@@ -275,7 +275,7 @@ class Sandbox:
         plan = plan_for(session, found, self.target, version)
         programs = compile_plan(plan)
         if not self._touched and not self._options.image:
-            self._adopt([*self._plans, plan], requirements_of(plan))
+            self._adopt([*self._plans, plan], requirements_of(plan, self.target))
         installer = Installer(
             self._system, session.downloader, log=session.logs(self._system.id[:12])
         )
@@ -533,7 +533,7 @@ def plan_for(session: RunSession, recipe: Recipe, target: Target, version: str |
 def _image(session: RunSession, plans: Sequence[Plan], target: Target) -> str:
     from pytest_sandbox.images.requirements import merged, requirements_of
 
-    wanted = merged([requirements_of(plan) for plan in plans])
+    wanted = merged([requirements_of(plan, target) for plan in plans])
     return session.image(wanted, target).info.name
 
 

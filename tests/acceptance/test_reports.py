@@ -214,3 +214,20 @@ def test_two_workers_and_two_runs_build_an_image_once(
     result = prove("-v")
     result.assert_outcomes(passed=4)
     assert "building" not in result.stderr.str()
+
+
+def test_a_plan_of_another_tool_is_run_as_it_stands(
+    pytester: pytest.Pytester, prove: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.path.joinpath("thing.json").write_text(
+        '{"format_version": 5, "tool": "thing", "version": "1.0", '
+        '"platform": {"os": "linux", "arch": "amd64"}, "deterministic": false, '
+        '"steps": [{"action": "run_command", "params": {"command": "echo 1.0 > /srv/v"}, '
+        '"evaluable": false, "deterministic": false}], '
+        '"verify": {"command": "cat /srv/v", "pattern": "{version}"}}'
+    )
+    prove("thing.json").assert_outcomes(passed=1)
+    pytester.path.joinpath("thing.json").write_text('{"format_version": 99}')
+    result = prove("thing.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r"^resolve: recipe: .*thing\.json: format_version 99 .*"])
