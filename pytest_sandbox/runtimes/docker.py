@@ -22,14 +22,14 @@ from pytest_sandbox.errors import (
     SandboxError,
     UnknownUser,
 )
-from pytest_sandbox.runtimes import docker_images, docker_info, docker_quick, reaper, shell
+from pytest_sandbox.runtimes import docker_images, docker_info, docker_quick, hold, reaper, shell
 from pytest_sandbox.runtimes.base import Stats
 from pytest_sandbox.runtimes.control import Control, ControlLost
 from pytest_sandbox.runtimes.docker_connect import connect_any
 from pytest_sandbox.runtimes.docker_stream import StreamRefused, open_stream
 from pytest_sandbox.runtimes.docker_system import DockerSystem
 from pytest_sandbox.runtimes.owner import owner_labels
-from pytest_sandbox.runtimes.shell import FOLDER
+from pytest_sandbox.runtimes.shell import FOLDER, Facts
 from pytest_sandbox.runtimes.streams import TailBuffer
 
 if TYPE_CHECKING:
@@ -49,10 +49,15 @@ if TYPE_CHECKING:
 
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HOSTNAME: Final = "sandbox"
+_SHELL: Final = "/bin/sh"
 _OVERHEAD: Final = 3
 """Init, the control shell and one worker: the sandbox's own processes do not count against its
 limit.
 """
+
+
+class _EndedAtOnce(Exception):
+    """A new sandbox ended before it said a word; the text is what its init wrote."""
 
 
 class DockerRuntime:
@@ -84,6 +89,7 @@ class DockerRuntime:
         self._folder: Path | None = None
         self._nofile: int | None = None
         self._no_disk_limit = False
+        self._without_shell: set[str] = set()
 
     # --- the engine ---------------------------------------------------------------------------
 
@@ -177,6 +183,9 @@ class DockerRuntime:
             raise ImageUnavailable(msg, next_step="build or pull it first") from exc
         except docker.errors.APIError as exc:
             raise self._start_error(spec, str(exc.explanation or exc)) from exc
+        except _EndedAtOnce as exc:
+            msg = f"a sandbox from {spec.image} ended as soon as it was started: {exc}"
+            raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
         except (requests.exceptions.RequestException, docker.errors.DockerException) as exc:
             msg = f"the engine failed while it started a sandbox: {exc}"
             raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
@@ -197,26 +206,32 @@ class DockerRuntime:
         client = self.client
         number = next(self._numbers)
         name = f"pytest-sandbox-{_word(owner.run)[:8]}-{owner.pid}-{number}-{secrets.token_hex(3)}"
-        folder = self._system_folder(owner, name) if self._fast_path else None
+        folder: Path | None = None
         network = self._network(spec, owner)
         container = ""
         control: Control | None = None
         try:
             while True:
+                if folder is None and (self._fast_path or spec.image in self._without_shell):
+                    folder = self._system_folder(owner, name)
                 settings = self._settings(spec, owner, network, folder)
                 try:
                     container = client.create_container_from_config(settings, name)["Id"]
                     control = self._attach_and_start(container)
-                    break
-                except docker.errors.APIError as exc:
-                    text = str(exc.explanation or exc)
-                    if not self._give_in(spec.limits, text):
+                    return self._meet(container, spec, control, folder)
+                except (docker.errors.APIError, _EndedAtOnce) as exc:
+                    text = str(getattr(exc, "explanation", None) or exc)
+                    lacking = self._lacks_shell(spec.image, text)
+                    if not (lacking or self._give_in(spec.limits, text)):
                         raise
-                    if container:
-                        self.remove_container(container)
-                    if not self._fast_path:
-                        folder = None
-            return self._meet(container, spec, control, folder)
+                if control is not None:
+                    control.close()
+                if container:
+                    self.remove_container(container)
+                    container = ""
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder = None
         except BaseException:
             if control is not None:
                 control.close()
@@ -226,6 +241,14 @@ class DockerRuntime:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _lacks_shell(self, image: str, text: str) -> bool:
+        """Note that an image has no shell, if that is what the engine says."""
+        missing = f'"{_SHELL}"' in text or f"exec {_SHELL} failed" in text
+        if not missing or image in self._without_shell:
+            return False
+        self._without_shell.add(image)
+        return True
 
     def _give_in(self, limits: Limits, text: str) -> bool:
         """Adapt to what the engine cannot do; True when it is worth another try."""
@@ -277,9 +300,15 @@ class DockerRuntime:
             host["SecurityOpt"] = ["no-new-privileges"]
         if self.disk_limited():
             host["StorageOpt"] = {"size": str(limits.disk)}
+        main = _SHELL
+        if spec.image in self._without_shell and folder is not None:
+            main = f"{FOLDER}/{hold.NAME}"
+            program = folder / hold.NAME
+            program.write_bytes(hold.program(spec.target.arch))
+            program.chmod(0o755)
         settings: dict[str, Any] = {
             "Image": spec.image,
-            "Entrypoint": ["/bin/sh"],
+            "Entrypoint": [main],
             "Cmd": [],
             "User": spec.user,
             "WorkingDir": "/",
@@ -325,8 +354,11 @@ class DockerRuntime:
         base = {"PATH": _DEFAULT_PATH, "HOSTNAME": config.get("Hostname") or _HOSTNAME}
         base.update(entry.partition("=")[::2] for entry in config.get("Env") or ())
         fast = False
+        facts = Facts(base=base)
         try:
-            if folder is None:
+            if spec.image in self._without_shell:
+                pass
+            elif folder is None:
                 facts = shell.parse_probe(control.call(shell.probe(), 30.0), base)
             else:
                 knock = folder / "knock"
@@ -341,8 +373,7 @@ class DockerRuntime:
                     os.close(descriptor)
                     knock.unlink()
         except ControlLost as exc:
-            msg = f"a sandbox from {spec.image} ended as soon as it was started"
-            raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
+            raise _EndedAtOnce(control.said.value().decode("utf-8", "replace")) from exc
         system = DockerSystem(
             self,
             container,
@@ -395,13 +426,15 @@ class DockerRuntime:
         except docker.errors.APIError:
             return False
 
-    def was_out_of_memory(self, container: str, seconds: float) -> bool:
-        """Whether the engine recorded that the memory limit killed something in a container that is
-        gone.
+    def was_out_of_memory(self, container: str, seconds: float, patience: float = 0.0) -> bool:
+        """Whether the engine recorded in the last `seconds` that the memory limit killed something.
+
+        With `patience` the container is ending: its end is waited for, and only what was killed
+        within 2 s before it counts.
         """
         import docker.errors
 
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + patience
         while True:
             try:
                 events = self.client.events(
@@ -409,11 +442,15 @@ class DockerRuntime:
                     until=int(time.time()) + 1,
                     filters={"container": container, "event": ["oom", "die"]},
                 )
-                found = {json.loads(line).get("status") for line in _lines(events)}
+                found = [json.loads(line) for line in _lines(events)]
             except (docker.errors.APIError, ValueError):
                 return False
-            if found or time.monotonic() > deadline:
-                return "oom" in found
+            ends = [event["timeNano"] for event in found if event.get("status") == "die"]
+            kills = [event["timeNano"] for event in found if event.get("status") == "oom"]
+            if patience == 0.0 or (ends and kills):
+                return any(not ends or ends[0] - at < 2e9 for at in kills)
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.05)
 
     def container_stats(self, container: str) -> Stats:

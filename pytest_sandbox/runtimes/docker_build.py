@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _STEP: Final = re.compile(r"step (\d+/\d+)\s*: (.*)", re.IGNORECASE)
 _RUNNING: Final = re.compile(r" ---> Running in ([0-9a-f]{12,64})")
 _LAYER: Final = re.compile(r" ---> ([0-9a-f]{12,64})$")
+_COLOUR: Final = re.compile("\x1b\\[[0-9;]*m")
 _STATUS: Final = re.compile(r"returned a non-zero code: (\d+)|exit status (\d+)|exit code:? (\d+)")
 _HASH: Final = re.compile(re.escape(HASH_LABEL) + r'="?([0-9a-f]{8,64})')
 _LAST_LINES: Final = 20
@@ -80,6 +81,7 @@ def build(
     """Build and tag; see the Runtime protocol. `say` gets a line for each step."""
     import docker.errors
     import requests.exceptions
+    import urllib3.exceptions
 
     progress = _Progress()
     began = time.monotonic()
@@ -110,7 +112,13 @@ def build(
         _clean(client, request, progress)
         msg = f"the engine refused to build {request.name}: {exc.explanation or exc}"
         raise BuildFailed(msg, blame=Blame.HOST) from exc
-    except (requests.exceptions.RequestException, OSError, ValueError, AttributeError) as exc:
+    except (
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        OSError,
+        ValueError,
+        AttributeError,
+    ) as exc:
         if not over.is_set():
             _clean(client, request, progress)
             msg = f"the engine stopped answering while it built {request.name}: {exc}"
@@ -179,7 +187,7 @@ def _note(progress: _Progress, event: Mapping[str, Any], say: Callable[[str], No
     aux = event.get("aux")
     if isinstance(aux, dict) and aux.get("ID"):
         progress.image = str(aux["ID"])
-    for line in str(event.get("stream") or "").splitlines():
+    for line in _COLOUR.sub("", str(event.get("stream") or "")).splitlines():
         if step := _STEP.fullmatch(line.rstrip()):
             progress.step, progress.command = step[1], step[2]
             progress.step_lines.clear()

@@ -84,7 +84,7 @@ class ExecCommand:
             return argv
         # A shell in between drops its own variables again, so that both paths give the same
         # environment.
-        start = "unset PWD OLDPWD;exec"
+        start = "unset PWD OLDPWD SHLVL;exec"
         if facts.kind != "plain" and facts.env:
             start = f"exec {facts.env} -u PWD -u OLDPWD -u SHLVL -u _"
         if any("\udc80" <= ch <= "\udcff" for word in argv for ch in word):

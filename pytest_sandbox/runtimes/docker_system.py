@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from pytest_sandbox.runtimes.base import LimitName, SandboxSpec
+    from pytest_sandbox.runtimes.base import SandboxSpec
     from pytest_sandbox.runtimes.control import Control
     from pytest_sandbox.runtimes.docker import DockerRuntime
     from pytest_sandbox.runtimes.streams import TailBuffer
@@ -43,7 +43,7 @@ class DockerSystem:
         runtime: DockerRuntime,
         container: str,
         spec: SandboxSpec,
-        control: Control | None,
+        control: Control,
         facts: Facts,
         *,
         folder: Path | None,
@@ -55,7 +55,9 @@ class DockerSystem:
         self.spec = spec
         self._runtime = runtime
         self._client = runtime.client
-        self._control = control
+        self._stream = control
+        # Without a shell in the image the stream only keeps the sandbox alive.
+        self._control = control if facts.pid else None
         self.facts = facts
         self._folder = folder
         self._said = said
@@ -66,7 +68,7 @@ class DockerSystem:
         self._roots: dict[int, int] = {}
         self._running = 0
         self._pool: Pool | None = None
-        if fast and control is not None and folder is not None:
+        if fast and folder is not None:
             self._pool = Pool(control, facts, folder, "/bin/sh")
         self._began = time.monotonic()
         self._deadline = self._began + spec.limits.timeout
@@ -252,9 +254,10 @@ class DockerSystem:
         finally:
             self._roots.pop(id(command), None)
             command.close()
-        if not self.alive():
+        if job.ended != "time" and not self.alive():
             raise self._gone(job)
-        return self._finish(job, status, before, self._counters()[0])
+        after = self._counters()[0] if job.ended != "time" else before
+        return self._finish(job, status, before, after)
 
     def _root_of(self, command: ExecCommand) -> int:
         pid = command.pid()
@@ -292,28 +295,31 @@ class DockerSystem:
 
     def _finish(self, job: Job, status: int, before: Counters, after: Counters) -> Result:
         limit = job.ended
+        if self._control is None and status == 137 and limit is None:
+            seconds = time.monotonic() - job.began
+            limit = "memory" if self._runtime.was_out_of_memory(self.id, seconds) else None
         if limit is None and after.oom > before.oom and (status or self._running == 1):
             limit = "memory"
         if limit is None and status and after.pids > before.pids:
             limit = "pids"
-        if (
-            limit is None
-            and status
-            and self._disk
-            and b"No space left on device" in job.stderr()[-4096:]
-        ):
+        full = b"No space left on device"
+        if limit is None and status and self._disk and full in job.stderr()[-4096:]:
             limit = "disk"
-        result = job.result(status, limit)
         if limit == "time":
-            whose = "the sandbox" if time.monotonic() >= self._deadline else "the command"
-            seconds = self.spec.limits.timeout if whose == "the sandbox" else job.timeout
-            msg = f"{whose} ran longer than {seconds:g} s: {job.shown()}"
-            raise SandboxTimeout(
-                msg,
-                result,
-                next_step="give it more time with timeout=, or find out what it waits for",
-            )
-        return result
+            raise self._timeout(job, status)
+        return job.result(status, limit)
+
+    def _timeout(self, job: Job, status: int = 137) -> SandboxTimeout:
+        """The error for a command that was ended by a clock: its own, or the sandbox's."""
+        if self._over == "time" or time.monotonic() >= self._deadline:
+            msg = f"the sandbox ended after {self.spec.limits.timeout:g} s, its wall clock"
+            step = "raise the sandbox's timeout"
+        else:
+            msg = f"the command ran longer than {job.timeout:g} s"
+            step = "give it more time with timeout=, or find out what it waits for"
+            if self._over:
+                msg += ", and the sandbox had to end with it"
+        return SandboxTimeout(f"{msg}: {job.shown()}", job.result(status, "time"), next_step=step)
 
     # --- its end ------------------------------------------------------------------------------
 
@@ -338,25 +344,23 @@ class DockerSystem:
 
     def _gone(self, job: Job | None) -> Exception:
         """The error that says why the sandbox ended."""
-        limit: LimitName | None
-        if self._over == "time" or time.monotonic() >= self._deadline:
+        struck = self._over == "time" or time.monotonic() >= self._deadline
+        if job is not None and job.began and (struck or job.ended == "time"):
+            return self._timeout(job)
+        if struck:
             msg = f"the sandbox ended after {self.spec.limits.timeout:g} s, its wall clock"
-            if job is not None and job.began:
-                result = job.result(137, "time")
-                return SandboxTimeout(
-                    f"{msg}: {job.shown()}", result, next_step="raise the sandbox's timeout"
-                )
             return SandboxGone(
                 msg, limit="time", blame=Blame.TIMEOUT, next_step="raise the sandbox's timeout"
             )
         if self._closed:
             return SandboxGone("the sandbox was closed while a command ran", blame=Blame.HOST)
-        limit = "memory" if self._runtime.was_out_of_memory(self.id, self._began) else None
-        if limit:
-            msg = "the sandbox ran out of memory, and its main process was killed"
-            self._over = self._over or msg
+        lived = time.monotonic() - self._began
+        no_memory = "the sandbox ran out of memory, and its main process was killed"
+        if not self._over and self._runtime.was_out_of_memory(self.id, lived, 1.0):
+            self._over = no_memory
+        if self._over == no_memory:
             return SandboxGone(
-                msg, limit=limit, blame=Blame.LIMIT, next_step="raise the sandbox's memory"
+                no_memory, limit="memory", blame=Blame.LIMIT, next_step="raise the sandbox's memory"
             )
         msg = self._over or "the sandbox's main process ended"
         what = f" while it ran {job.shown()}" if job is not None else ""
@@ -387,8 +391,7 @@ class DockerSystem:
         try:
             self._runtime.remove_container(self.id)
         finally:
-            if self._control is not None:
-                self._control.close()
+            self._stream.close()
             if self._pool is not None:
                 self._pool.close()
             if self._folder is not None:

@@ -79,7 +79,7 @@ class Facts:
 
     pid: int = 0
     kind: str = ""
-    """`plain` (dash, busybox: exports nothing of its own accord but PWD and OLDPWD) or `bash` (and
+    """`plain` (dash, busybox: exports nothing of its own but PWD, OLDPWD and SHLVL) or `bash` (and
     others).
     """
     home: str = ""
@@ -210,7 +210,7 @@ def command(
         exports = b"".join(
             b"export %s=%s;" % (k.encode(), quote(to_bytes(v))) for k, v in env.items()
         )
-        inner = b"unset PWD OLDPWD;%sexec %s" % (exports, words)
+        inner = b"unset PWD OLDPWD SHLVL;%sexec %s" % (exports, words)
     err = b"2>" + quote(to_bytes(streams.err)) if streams.err else b"2>&1"
     whole = b"( %s ) <%s >%s %s" % (
         inner,

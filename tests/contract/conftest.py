@@ -1,7 +1,8 @@
 """One suite of behaviours, over every runtime and every path through it.
 
-The engine is the one that DOCKER_HOST (or the usual detection) names. The image is PYTEST_SANDBOX_TEST_IMAGE, else the
-debian base. Without an engine the suite is skipped, with PYTEST_SANDBOX_REQUIRE it fails.
+The engine is the one that DOCKER_HOST (or the usual detection) names. The image is
+PYTEST_SANDBOX_TEST_IMAGE, else the debian base. Without an engine the suite is skipped, with
+PYTEST_SANDBOX_REQUIRE it fails.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.base import System
 
 RUNTIMES = {
-    "docker-shell": lambda: DockerRuntime(),
+    "docker-shell": DockerRuntime,
     "docker-exec": lambda: DockerRuntime(fast_path=False),
 }
 RUN = f"contract{secrets.token_hex(4)}"
@@ -75,7 +76,9 @@ def spec(image: str, target: Target) -> Callable[..., SandboxSpec]:
     def make(**values: Any) -> SandboxSpec:
         names = ("memory", "cpus", "pids", "timeout", "nofile", "disk", "output")
         limits = {key: values.pop(key) for key in names if key in values}
-        return SandboxSpec(values.pop("image", image), target, Limits().override(**limits), **values)
+        return SandboxSpec(
+            values.pop("image", image), target, Limits().override(**limits), **values
+        )
 
     return make
 
@@ -87,8 +90,8 @@ def start(
     """Start sandboxes of one's own; they are closed after the test."""
     systems: list[System] = []
 
-    def begin(**values: Any) -> System:
-        systems.append(runtime.start(spec(**values), current_owner(RUN)))
+    def begin(run: str = RUN, **values: Any) -> System:
+        systems.append(runtime.start(spec(**values), current_owner(run)))
         return systems[-1]
 
     yield begin

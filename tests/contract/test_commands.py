@@ -57,7 +57,7 @@ def test_a_signal_is_128_plus_its_number(system: System, name: str, number: int)
 
 
 def test_no_signal_is_ignored_or_blocked(system: System):
-    result = sh(system, "grep -E '^Sig(Ign|Blk):' /proc/self/status")
+    result = system.run(["grep", "-E", "^Sig(Ign|Blk):", "/proc/self/status"])
     assert [line.split()[1].strip("0") for line in result.stdout.splitlines()] == ["", ""]
 
 
@@ -158,7 +158,10 @@ def test_odd_names_of_variables(system: System, name: str):
 
 
 def test_path_of_the_call_finds_the_command(system: System):
-    sh(system, "mkdir -p /tmp/own; printf '#!/bin/sh\\necho mine\\n' >/tmp/own/mine; chmod +x /tmp/own/*")
+    sh(
+        system,
+        "mkdir -p /tmp/own; printf '#!/bin/sh\\necho mine\\n' >/tmp/own/mine; chmod +x /tmp/own/*",
+    )
     assert system.run(["mine"], env={"PATH": "/tmp/own:/usr/bin:/bin"}).stdout == "mine\n"
     assert system.run(["mine"]).returncode == 127
 

@@ -12,17 +12,17 @@ import sys
 import tarfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_sandbox.errors import ImageUnavailable, SandboxGone, UnknownUser
+from pytest_sandbox.errors import ImageUnavailable, SandboxGone, SandboxTimeout, UnknownUser
 from pytest_sandbox.runtimes.base import Changes, Mount
 from tests.contract.conftest import RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pytest_sandbox.runtimes.base import Result, System
     from pytest_sandbox.runtimes.docker import DockerRuntime
@@ -55,24 +55,55 @@ def test_bridge_does_not_reach_the_hosts_loopback(start: Callable[..., System]):
         system = start(network="bridge")
         assert "eth0" in sh(system, "cat /proc/net/dev").stdout
         # bash speaks TCP by itself; 127.0.0.1 inside is the sandbox's own.
-        script = f"exec 3<>/dev/tcp/127.0.0.1/{port}"
-        assert system.run(["bash", "-c", script], timeout=10).returncode != 0
+        gateway = sh(
+            system,
+            "while read -r i d g r; do case $d in 00000000) echo $g;; esac; done </proc/net/route",
+        ).stdout.strip()
+        assert len(gateway) == 8
+        router = ".".join(str(int(gateway[i : i + 2], 16)) for i in (6, 4, 2, 0))
+        for address in ("127.0.0.1", router):
+            script = f"exec 3<>/dev/tcp/{address}/{port}"
+            result = system.run(["bash", "-c", script], timeout=10)
+            assert result.returncode != 0
 
 
-def test_sandboxes_of_a_run_share_a_network_without_seeing_each_other(start: Callable[..., System]):
+def test_sandboxes_do_not_see_each_other(start: Callable[..., System]):
     one, two = start(network="bridge"), start(network="bridge")
-    address = sh(one, "grep -h -m1 -oE '(172|10|192)[0-9.]+' /proc/net/fib_trie /etc/hosts | tail -1").stdout
-    own = sh(one, "tail -1 /etc/hosts").stdout.split()[0]
-    assert address
-    assert sh(two, "tail -1 /etc/hosts").stdout.split()[0] != own
+    address = sh(one, "tail -1 /etc/hosts").stdout.split()[0]
+    assert sh(two, "tail -1 /etc/hosts").stdout.split()[0] != address
+    # A closed port that is reached refuses at once; one that is not reached is silent.
+    result = system_connect(two, address)
+    assert "refused" not in result.stderr.lower()
+    own = system_connect(one, address)
+    assert "refused" in own.stderr.lower()
+
+
+def system_connect(system: System, address: str) -> Result:
+    try:
+        return system.run(["bash", "-c", f"exec 3<>/dev/tcp/{address}/9"], timeout=3)
+    except SandboxTimeout as exc:
+        return exc.result
+
+
+def test_a_snapshot_may_have_another_network(start: Callable[..., System], runtime: DockerRuntime):
+    name = start().snapshot()
+    try:
+        other = start(image=name, network="bridge")
+        assert "eth0" in sh(other, "cat /proc/net/dev").stdout
+        other.close()
+    finally:
+        runtime.remove_image(name)
 
 
 def test_host_network(start: Callable[..., System]):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         system = start(network="host")
-        script = f"exec 3<>/dev/tcp/127.0.0.1/{port} && echo reached"
-        assert system.run(["bash", "-c", script], timeout=10).stdout == "reached\n"
+        script = (
+            f"if command -v bash; then bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'; "
+            f"else nc -w 2 127.0.0.1 {port} </dev/null; fi && echo reached"
+        )
+        assert sh(system, script, timeout=10).stdout.endswith("reached\n")
 
 
 def test_no_new_privileges(start: Callable[..., System]):
@@ -127,7 +158,10 @@ def test_a_fresh_sandbox_has_no_changes(start: Callable[..., System]):
 
 def test_changes(start: Callable[..., System]):
     system = start()
-    sh(system, "mkdir -p /opt/new/sub; echo 1 >/opt/new/sub/file; echo >>/etc/passwd; rm /etc/issue")
+    sh(
+        system,
+        "mkdir -p /opt/new/sub; echo 1 >/opt/new/sub/file; echo >>/etc/passwd; rm /etc/issue",
+    )
     sh(system, "chmod 700 /srv; ln -s file /opt/new/sub/link; echo z >/root/b; echo a >/root/a")
     found = system.changes()
     assert found.added == (
@@ -165,7 +199,10 @@ def test_put_and_get_of_what_is_missing(system: System):
 
 
 def test_stat(system: System):
-    sh(system, "mkdir -p /tmp/s; printf 12345 >/tmp/s/f; chmod 4711 /tmp/s/f; ln -sf ../s/f /tmp/s/l")
+    sh(
+        system,
+        "mkdir -p /tmp/s; printf 12345 >/tmp/s/f; chmod 4711 /tmp/s/f; ln -sf ../s/f /tmp/s/l",
+    )
     sh(system, "ln -sfn nowhere /tmp/s/broken; chmod 1777 /tmp/s")
     found = system.stat("/tmp/s/f")
     assert found is not None
@@ -201,16 +238,19 @@ def test_snapshot_starts_others(start: Callable[..., System], runtime: DockerRun
     runtime.remove_image(name)
 
 
-def test_snapshot_with_a_name_outlives_its_run(start: Callable[..., System], runtime: DockerRuntime):
+def test_snapshot_with_a_name_outlives_its_run(
+    start: Callable[..., System], runtime: DockerRuntime
+):
     name = f"tsuku/sandbox-test:{RUN}"
-    system = start()
+    run = RUN + "-other"
+    system = start(run)
     assert system.snapshot(name=name, labels={"org.pytest-sandbox.kept": "1"}) == name
     try:
         other = system.snapshot()
         system.close()
-        runtime.sweep(RUN + "-other")
+        runtime.sweep(RUN + "-another")
         assert runtime.find_image(other) is not None
-        runtime.reap(lambda owner, _created: owner.run == RUN)
+        runtime.reap(lambda owner, _created: owner.run == run)
         assert runtime.find_image(other) is None
         found = runtime.find_image(name)
         assert found is not None
@@ -261,13 +301,13 @@ def test_close_during_a_command(start: Callable[..., System]):
 
 def test_no_descriptor_and_no_file_is_left(start: Callable[..., System], runtime: DockerRuntime):
     start().close()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         system = start()
         for _ in range(5):
             system.run(["cat"], input=b"x")
         system.close()
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
 CHILD = """
@@ -311,16 +351,19 @@ def _exists(runtime: DockerRuntime, container: str) -> bool:
     return bool(runtime.client.containers(all=True, filters={"id": container}))
 
 
-def test_sweep_and_reap_touch_only_ours(start: Callable[..., System], runtime: DockerRuntime, image: str):
+def test_sweep_and_reap_touch_only_ours(
+    start: Callable[..., System], runtime: DockerRuntime, image: str
+):
     foreign = runtime.client.create_container(
         image, ["sleep", "60"], name=f"pytest-sandbox-{RUN}-foreign"
     )["Id"]
     try:
-        system = start()
+        run = RUN + "-dead"
+        system = start(run)
         assert runtime.reap(lambda _owner, _created: False) == 0
         assert system.alive()
         assert runtime.sweep("no such run") == 0
-        assert runtime.reap(lambda owner, _created: owner.run == RUN) >= 1
+        assert runtime.reap(lambda owner, _created: owner.run == run) == 1
         assert not _exists(runtime, system.id)
         assert _exists(runtime, foreign)
     finally:

@@ -1,0 +1,205 @@
+"""Image builds: whole and tagged, or nothing is left; whose fault a failure is."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_sandbox.errors import Blame, BuildFailed
+from pytest_sandbox.images.name import HASH_LABEL
+from pytest_sandbox.limits import Limits
+from pytest_sandbox.runtimes.base import BuildRequest
+from tests.contract.conftest import RUN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_sandbox.runtimes.base import System
+    from pytest_sandbox.runtimes.docker import DockerRuntime
+    from pytest_sandbox.targets import Target
+
+
+@pytest.fixture(autouse=True)
+def once(runtime: DockerRuntime) -> None:
+    if not runtime._fast_path:
+        pytest.skip("builds do not depend on how commands run")
+
+
+@pytest.fixture
+def request_for(image: str, target: Target) -> Callable[..., BuildRequest]:
+    def make(*commands: str, **values: object) -> BuildRequest:
+        digest = secrets.token_hex(32)
+        lines = [f"FROM {image}", f'LABEL {HASH_LABEL}="{digest}"', *commands]
+        text = "\n".join(lines) + "\n"
+        files = {"Dockerfile": text.encode(), **values.pop("files", {})}  # type: ignore[dict-item]
+        values = {"network": "none", **values}
+        name = f"tsuku/sandbox-test:{digest[:16]}"
+        return BuildRequest(name, target, text, files, **values)  # type: ignore[arg-type]
+
+    return make
+
+
+def hash_of(request: BuildRequest) -> str:
+    return request.dockerfile.partition(HASH_LABEL + '="')[2][:64]
+
+
+def left(runtime: DockerRuntime, request: BuildRequest) -> list[str]:
+    """Containers and images that carry the hash of a request."""
+    filters = {"label": [f"{HASH_LABEL}={hash_of(request)}"]}
+    client = runtime.client
+    found = client.containers(all=True, filters=filters) + client.images(filters=filters, all=True)
+    return [entry["Id"] for entry in found]
+
+
+def test_build(
+    runtime: DockerRuntime, request_for: Callable[..., BuildRequest], start: Callable[..., System]
+):
+    said: list[str] = []
+    request = request_for(
+        "COPY folder/in /opt/in",
+        "ARG WHO",
+        'RUN echo "hello $WHO $(ulimit -n)" >/opt/out',
+        files={"folder/in": b"\x00context"},
+        labels={"one": "two words"},
+        build_args={"WHO": "it's me"},
+        limits=Limits(nofile=1000),
+    )
+    info = runtime.build(request, said.append)
+    try:
+        assert info.name == request.name
+        assert info.labels["one"] == "two words"
+        assert info.arch == request.target.arch
+        assert abs(info.created - time.time()) < 60
+        assert any("COPY folder/in" in line for line in said)
+        system = start(image=info.name)
+        assert system.run(["cat", "/opt/in"]).stdout_bytes == b"\x00context"
+        assert system.run(["cat", "/opt/out"]).stdout == "hello it's me 1000\n"
+        assert info.name in {found.name for found in runtime.images()}
+        system.close()
+    finally:
+        runtime.remove_image(request.name)
+    assert runtime.find_image(request.name) is None
+
+
+def test_a_failed_build_leaves_nothing(
+    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+):
+    request = request_for("RUN echo one >/one", "RUN { seq 1 30; echo to-stderr; } >&2; exit 42")
+    with pytest.raises(BuildFailed) as caught:
+        runtime.build(request, lambda _line: None)
+    error = caught.value
+    assert error.returncode == 42
+    assert "exit 42" in error.command
+    assert error.blame is Blame.RECIPE
+    assert error.details.splitlines()[-2:] == ["30", "to-stderr"]
+    assert len(error.details.splitlines()) == 20
+    assert left(runtime, request) == []
+
+
+def test_blame_is_read_from_the_output(
+    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+):
+    request = request_for("RUN echo \"Temporary failure resolving 'mirror.invalid'\" >&2; exit 100")
+    with pytest.raises(BuildFailed) as caught:
+        runtime.build(request, lambda _line: None)
+    assert caught.value.blame is Blame.NETWORK
+    assert "mirror.invalid" in caught.value.what
+
+
+def test_a_build_that_takes_too_long(
+    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+):
+    request = request_for("RUN echo begun; sleep 60", timeout=2.0)
+    began = time.monotonic()
+    with pytest.raises(BuildFailed) as caught:
+        runtime.build(request, lambda _line: None)
+    assert time.monotonic() - began < 15
+    assert caught.value.blame is Blame.TIMEOUT
+    assert "begun" in caught.value.details
+    assert left(runtime, request) == []
+
+
+def test_an_interrupted_build_leaves_nothing(
+    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+):
+    request = request_for("RUN echo one >/one", "RUN sleep 60")
+    begun = threading.Event()
+
+    def say(line: str) -> None:
+        if "sleep 60" in line:
+            begun.set()
+
+    def interrupt() -> None:
+        begun.wait(30)
+        time.sleep(0.5)
+        import os
+
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        runtime.build(request, say)
+    thread.join()
+    assert left(runtime, request) == []
+
+
+def test_memory_of_a_build(runtime: DockerRuntime, request_for: Callable[..., BuildRequest]):
+    request = request_for(
+        "RUN dd if=/dev/zero of=/dev/null bs=400M count=1", limits=Limits(memory=64 << 20)
+    )
+    with pytest.raises(BuildFailed) as caught:
+        runtime.build(request, lambda _line: None)
+    assert caught.value.blame is Blame.LIMIT
+    assert left(runtime, request) == []
+
+
+CHILD = """
+import sys
+from pytest_sandbox.runtimes.base import BuildRequest
+from pytest_sandbox.runtimes.docker import DockerRuntime
+from pytest_sandbox.runtimes.locks import image_lock
+from pytest_sandbox.targets import Target
+text = sys.stdin.read()
+request = BuildRequest("tsuku/sandbox-test:child", Target.parse(sys.argv[1]), text,
+                       {"Dockerfile": text.encode()}, network="none")
+with image_lock(sys.argv[2]):
+    DockerRuntime().build(request, lambda line: print(line, flush=True))
+"""
+
+
+def test_a_build_whose_process_is_killed_is_reaped(
+    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+):
+    request = request_for("RUN echo one >/one", "RUN sleep 60")
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(request.target), hash_of(request)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(request.dockerfile)
+    child.stdin.close()
+    for line in child.stdout:
+        if "sleep 60" in line:
+            break
+    time.sleep(0.5)
+    runtime.reap(lambda _owner, _created: False)
+    assert left(runtime, request) != []
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and left(runtime, request):
+        runtime.reap(lambda owner, _created: owner.run == RUN + "-nobody")
+        time.sleep(0.2)
+    assert left(runtime, request) == []
