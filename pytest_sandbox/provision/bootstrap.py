@@ -257,14 +257,16 @@ def _mmdebstrap(
 
 _CLEAN: Final = """set -eu
 cd "$1"
-rm -rf debootstrap var/lib/apt/lists/* var/cache/apt/* var/log/* var/cache/ldconfig/aux-cache tmp/*
-run/* rm -f etc/resolv.conf etc/hostname var/lib/dbus/machine-id var/lib/dpkg/*-old
-var/cache/debconf/*-old etc/*- : > etc/machine-id
+rm -rf debootstrap var/lib/apt/lists/* var/cache/apt/* var/log/* var/cache/ldconfig/aux-cache
+rm -rf tmp/* run/*
+rm -f etc/resolv.conf etc/hostname var/lib/dbus/machine-id etc/*-
+rm -f var/lib/dpkg/*-old var/cache/debconf/*-old
+: > etc/machine-id
 find usr/share/doc ! -type d ! -name copyright -delete
 rm -rf usr/share/man/* usr/share/info/* usr/share/groff/* usr/share/lintian/*
 find usr/share/locale -mindepth 1 -maxdepth 1 ! -name locale.alias -exec rm -rf {} +
-exec tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime --numeric-owner --one-file-system \
-  --xattrs --xattrs-include='security.capability' --format=pax \
+exec tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime --numeric-owner \\
+  --one-file-system --xattrs --xattrs-include=security.capability --format=pax \\
   --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime -cf "$2" .
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,6 +15,7 @@ import pytest
 from pytest_sandbox.errors import Blame, ImageUnavailable
 from pytest_sandbox.images.families import load_families
 from pytest_sandbox.limits import Limits
+from pytest_sandbox.provision import bootstrap
 from pytest_sandbox.provision.bases import BASE_SHA_LABEL, find_base, without_digest
 from pytest_sandbox.provision.bootstrap import bootstrap_debian, bootstrap_tool, emulation_problem
 from pytest_sandbox.provision.mirrors import mirror_sources
@@ -142,3 +145,18 @@ def test_an_unknown_suite_is_upstreams_fault(tmp_path):
         bootstrap_debian("no-such-suite", ARCH, mirror, destination=tmp_path / "t.tar", say=print)
     assert caught.value.blame is Blame.UPSTREAM
     assert "--mirror" in caught.value.next_step
+
+
+@pytest.mark.skipif(
+    shutil.which("debootstrap", path="/usr/sbin:/usr/bin") is None or os.geteuid() != 0,
+    reason="needs debootstrap and root",
+)
+def test_debootstrap_does_it_too(tmp_path, monkeypatch):
+    tool = shutil.which("debootstrap", path="/usr/sbin:/usr/bin")
+    monkeypatch.setattr(bootstrap, "bootstrap_tool", lambda: tool)
+    made = bootstrap_debian("trixie", ARCH, destination=tmp_path / "t.tar", say=lambda _line: None)
+    with tarfile.open(made.path) as tar:
+        names = {member.name.removeprefix("./"): member for member in tar}
+    assert {"usr/bin/apt-get", "etc/ssl/certs/ca-certificates.crt"} <= names.keys()
+    assert "debootstrap" not in names
+    assert max(member.mtime for member in names.values()) <= bootstrap.EPOCH
