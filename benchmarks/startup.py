@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,19 +44,31 @@ def _contest(temp: Path, rounds: int) -> Contest:
     words = ["-p", "no:cacheprovider", "-q", "test_nothing.py"]
     argv = [sys.executable, "-m", "pytest", *words]
     env = environment(temp)
+    ours = ["-p", "no:sandbox"]
+    brought = brought_plugins()
+    theirs = [word for name in brought for word in ("-p", f"no:{name}")]
+
+    def run(*further: str) -> float:
+        return run_process([*argv, *further], cwd=temp, env=env, expect={0})
+
+    names = "pytest with the plugin", "pytest -p no:sandbox", "and without what it brings"
     samples = interleave(
         {
-            "pytest with the plugin": lambda: run_process(argv, cwd=temp, env=env, expect={0}),
-            "pytest -p no:sandbox": lambda: run_process(
-                [*argv, "-p", "no:sandbox"], cwd=temp, env=env, expect={0}
-            ),
+            names[0]: run,
+            names[1]: lambda: run(*ours),
+            names[2]: lambda: run(*ours, *theirs),
         },
         rounds,
         warmup=2,
     )
     contest = Contest("startup: pytest without --sandbox, one empty test, whole process", samples)
-    slower = contest.slower(*samples) * 1e3
+    slower = contest.slower(*names[:2]) * 1e3
     contest.bars.append(Bar("slower by (median of the rounds)", slower, LIMIT_MS, unit=" ms"))
+    also = contest.slower(names[1], names[2]) * 1e3
+    contest.notes.append(
+        f"pytest plugins of libraries that it depends on: {', '.join(brought) or 'none'}; "
+        f"they take {also:.1f} ms more"
+    )
     loaded = _modules(words, temp)
     if "pytest_sandbox" not in loaded:
         sys.exit("startup: the plugin is not installed in this environment")
@@ -61,6 +76,28 @@ def _contest(temp: Path, rounds: int) -> Contest:
     contest.notes.append(f"imported of {', '.join(HEAVY)}: {', '.join(heavy) or 'none'}")
     contest.bars.append(Bar("heavy libraries imported", len(heavy), 0, unit=""))
     return contest
+
+
+def brought_plugins() -> list[str]:
+    """The pytest plugins of libraries that pytest-sandbox depends on: they come with it, and pytest
+    loads them whether or not anybody uses them.
+    """
+    found, todo = {"pytest", "pytest-sandbox"}, ["pytest-sandbox"]
+    while todo:
+        for line in metadata.requires(todo.pop()) or ():
+            name = re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0].lower().replace("_", "-")
+            if name in found or "extra ==" in line:
+                continue
+            with suppress(metadata.PackageNotFoundError):
+                metadata.distribution(name)
+                found.add(name)
+                todo.append(name)
+    found -= {"pytest", "pytest-sandbox"}
+    return sorted(
+        entry.name
+        for entry in metadata.entry_points(group="pytest11")
+        if entry.dist is not None and entry.dist.name.lower().replace("_", "-") in found
+    )
 
 
 def _modules(words: list[str], temp: Path) -> set[str]:
