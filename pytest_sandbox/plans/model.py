@@ -88,7 +88,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     text).
 
     `recipe_text` says that the recipe itself wrote what runs (run_command): such commands make the
-    system untrusted for the verify phase, which then starts from a snapshot.
+    system untrusted for the verify phase, which then starts from a snapshot. `looks_only` says that
+    a fixed text of ours runs and only reads: it leaves the system as trusted as it was.
     """
 
     argv: tuple[str, ...]
@@ -97,6 +98,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     expect: tuple[int, ...] = (0,)
     failure: str = ""
     recipe_text: bool = False
+    looks_only: bool = False
     network: bool = False
 
 

@@ -74,6 +74,7 @@ def _operations(action: str, params: Mapping[str, Any], reader: Reader) -> tuple
                 argv=("/bin/sh", "-c", _HAS_GROUP, "group_add", group),
                 cwd="/",
                 failure=f"the group {group} is not there",
+                looks_only=True,
             ),
         )
     if action in {"service_enable", "service_start"}:
