@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.install import Installer
 from pytest_sandbox.limits import PROFILES
+from pytest_sandbox.runtimes.last_use import INSTALLED
 from pytest_sandbox.sandbox import Snapshot, plan_for, read_options
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.session import ReadyImage, RunSession
     from pytest_sandbox.targets import Target
 
-REPOSITORY: Final = "tsuku/sandbox-installed"
+REPOSITORY: Final = INSTALLED
 _FORMAT: Final = "1"
 
 
@@ -33,6 +34,7 @@ def installed_snapshot(
     SandboxTimeout.
     """
     from pytest_sandbox.images.requirements import requirements_of
+    from pytest_sandbox.runtimes.last_use import mark_used
     from pytest_sandbox.runtimes.locks import image_lock
 
     options = read_options(keywords, "installed()")
@@ -45,6 +47,7 @@ def installed_snapshot(
     reference = f"{REPOSITORY}:{key[:16]}"
     limits = session.settings.limits(PROFILES[options.profile]).override(**options.limits)
     snapshot = Snapshot(reference, target, limits, {})
+    mark_used(reference)
     if _is_ready(session, reference, key):
         return snapshot
     with image_lock(key, say=session.say):

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 
 class ImageLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One image. `kind`: image, base or kept; `age` and `last_use`: seconds ago; `size`: bytes."""
+    """One image. `kind`: image, installed, base or kept; `age` and `last_use`: seconds ago;
+    `size`: bytes."""
 
     name: str
     kind: str
@@ -248,7 +249,12 @@ def _kept(engine: Runtime) -> list[ImageInfo]:
 def _lines(engine: Runtime, prefix: str) -> Iterator[ImageLine]:
     from pytest_sandbox.images.name import FAMILY_LABEL
     from pytest_sandbox.runtimes.bases import base_name
-    from pytest_sandbox.runtimes.last_use import cached_images, imported_bases, last_use
+    from pytest_sandbox.runtimes.last_use import (
+        INSTALLED,
+        cached_images,
+        imported_bases,
+        last_use,
+    )
 
     now = time.time()
     for base, info in imported_bases(engine):
@@ -263,8 +269,9 @@ def _lines(engine: Runtime, prefix: str) -> Iterator[ImageLine]:
             digest=f"sha256:{base.sha256}",
             present=info is not None,
         )
-    for info in cached_images(engine, prefix):
-        yield _line(info, "image", info.labels.get(FAMILY_LABEL, ""), now - last_use(info))
+    for kind, name in (("image", prefix), ("installed", INSTALLED)):
+        for info in cached_images(engine, name):
+            yield _line(info, kind, info.labels.get(FAMILY_LABEL, ""), now - last_use(info))
     for info in _kept(engine):
         yield _line(info, "kept", info.labels.get(FAMILY_LABEL, ""), None)
 

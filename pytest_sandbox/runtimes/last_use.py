@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
+INSTALLED: Final = "tsuku/sandbox-installed"
+"""The repository of installations that tests fork."""
+
 MAX_AGE: Final = 7 * 86400.0
 """Seconds after which an image is built anew, and after which one that was not used is pruned."""
 
@@ -49,11 +52,11 @@ def last_use(info: ImageInfo) -> float:
 
 
 def cached_images(runtime: Runtime, prefix: str = PREFIX) -> list[ImageInfo]:
-    """The images that were built here under `prefix`."""
+    """The images that were made here under `prefix`; INSTALLED for cached installations."""
     return [
         info
         for info in runtime.images()
-        if HASH_LABEL in info.labels and _repository(info.name) in {prefix, f"localhost/{prefix}"}
+        if HASH_LABEL in info.labels and repository(info.name) == prefix
     ]
 
 
@@ -75,7 +78,8 @@ def prune(
     prefix: str = PREFIX,
     say: Say = _silent,
 ) -> list[ImageInfo]:
-    """Remove built images that were not used for `older_than` seconds; what was removed.
+    """Remove built images and cached installations that were not used for `older_than` seconds;
+    what was removed.
 
     `everything`: all of them, and the bootstrapped bases with their tars. An image that is being
     built or used stays, and is said.
@@ -84,7 +88,7 @@ def prune(
 
     removed = []
     now = time.time()
-    for info in cached_images(runtime, prefix):
+    for info in (*cached_images(runtime, INSTALLED), *cached_images(runtime, prefix)):
         if not everything and now - last_use(info) < older_than:
             continue
         with image_lock_is_free(info.labels[HASH_LABEL]) as free:
@@ -113,8 +117,9 @@ def _remove(runtime: Runtime, info: ImageInfo, say: Say) -> bool:
     return True
 
 
-def _repository(name: str) -> str:
-    return without_digest(name).rpartition(":")[0]
+def repository(name: str) -> str:
+    """The name without tag, digest and the `localhost/` that Podman puts before it."""
+    return without_digest(name).rpartition(":")[0].removeprefix("localhost/")
 
 
 @dataclass(frozen=True, slots=True)
