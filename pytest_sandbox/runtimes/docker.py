@@ -88,6 +88,7 @@ class DockerRuntime:
         self._networks: dict[str, str] = {}
         self._folder: Path | None = None
         self._nofile: int | None = None
+        self._nproc: int | None = None
         self._no_disk_limit = False
         self._without_shell: set[str] = set()
 
@@ -114,7 +115,7 @@ class DockerRuntime:
         with self._lock:
             if self._info is None:
                 self._info = docker_info.engine_info(self.client, self.endpoint.url)
-                self._nofile = docker_quick.nofile_bound(self.endpoint.url)
+                self._nofile = docker_quick.bound(self.endpoint.url, "Max open files")
             return self._info
 
     def close(self) -> None:
@@ -181,8 +182,8 @@ class DockerRuntime:
         except docker.errors.ImageNotFound as exc:
             msg = f"image {spec.image} is not on the engine"
             raise ImageUnavailable(msg, next_step="build or pull it first") from exc
-        except docker.errors.APIError as exc:
-            raise self._start_error(spec, str(exc.explanation or exc)) from exc
+        except (docker.errors.APIError, StreamRefused) as exc:
+            raise self._start_error(spec, str(getattr(exc, "explanation", None) or exc)) from exc
         except _EndedAtOnce as exc:
             msg = f"a sandbox from {spec.image} ended as soon as it was started: {exc}"
             raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
@@ -197,6 +198,9 @@ class DockerRuntime:
         if "chdir to cwd" in text:
             msg = f"cwd {spec.cwd!r} is no directory in {spec.image}"
             return MissingDirectory(msg)
+        if "container-init binary not found" in text or "docker-init" in text:
+            msg = "the engine has no init program for its containers"
+            return RuntimeUnavailable(msg, next_step="install catatonit (Podman) or tini (Docker)")
         msg = f"the engine could not start a sandbox from {spec.image}: {text[:600]}"
         return RuntimeUnavailable(msg, next_step="look at the engine's own log")
 
@@ -219,7 +223,7 @@ class DockerRuntime:
                     container = client.create_container_from_config(settings, name)["Id"]
                     control = self._attach_and_start(container)
                     return self._meet(container, spec, control, folder)
-                except (docker.errors.APIError, _EndedAtOnce) as exc:
+                except (docker.errors.APIError, StreamRefused, _EndedAtOnce) as exc:
                     text = str(getattr(exc, "explanation", None) or exc)
                     lacking = self._lacks_shell(spec.image, text)
                     if not (lacking or self._give_in(spec.limits, text)):
@@ -253,9 +257,14 @@ class DockerRuntime:
     def _give_in(self, limits: Limits, text: str) -> bool:
         """Adapt to what the engine cannot do; True when it is worth another try."""
         low = text.lower()
-        if "rlimit" in low:
-            import resource
+        import resource
 
+        if "rlimit type 6" in low and self._nproc is None:
+            # Podman asks for more processes of a user than it may give; the pids limit counts.
+            own = docker_quick.bound(self.endpoint.url, "Max processes")
+            self._nproc = own or resource.getrlimit(resource.RLIMIT_NPROC)[1]
+            return True
+        if "rlimit" in low:
             own = min(limits.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
             if self._nofile is None or own < self._nofile:
                 self._nofile = own
@@ -283,6 +292,9 @@ class DockerRuntime:
             mounts.append(
                 {"Type": "bind", "Source": str(folder), "Target": FOLDER, "ReadOnly": True}
             )
+        ulimits = [{"Name": "nofile", "Soft": nofile, "Hard": nofile}]
+        if self._nproc is not None:
+            ulimits.append({"Name": "nproc", "Soft": self._nproc, "Hard": self._nproc})
         host: dict[str, Any] = {
             "AutoRemove": True,
             "Init": True,
@@ -290,7 +302,7 @@ class DockerRuntime:
             "MemorySwap": limits.memory,
             "NanoCpus": int(min(limits.cpus, info.cpus) * 1e9),
             "PidsLimit": limits.pids + _OVERHEAD,
-            "Ulimits": [{"Name": "nofile", "Soft": nofile, "Hard": nofile}],
+            "Ulimits": ulimits,
             "NetworkMode": network,
             "Mounts": mounts,
             "Tmpfs": {path: f"size={size},exec" for path, size in spec.tmpfs.items()},
@@ -331,13 +343,9 @@ class DockerRuntime:
 
     def _attach_and_start(self, container: str) -> Control:
         everything = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        try:
-            stream = open_stream(
-                self.endpoint, self.client, f"/containers/{container}/attach", query=everything
-            )
-        except StreamRefused as exc:
-            msg = f"the engine refused a stream to a new sandbox: {exc}"
-            raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
+        stream = open_stream(
+            self.endpoint, self.client, f"/containers/{container}/attach", query=everything
+        )
         control = Control(stream, TailBuffer())
         try:
             self.client.start(container)

@@ -41,11 +41,11 @@ def leave_networking_out(settings: dict[str, Any], folder: Path | None) -> None:
     host["Mounts"] = [*host["Mounts"], mount]
 
 
-def nofile_bound(endpoint: str) -> int | None:
-    """The most open files that the engine behind a local socket can give, None if it may give any.
+def bound(endpoint: str, row: str) -> int | None:
+    """The most that the engine behind a local socket can give, None if it may give any.
 
-    An engine without CAP_SYS_RESOURCE cannot go above its own hard limit, and says so only when a
-    start fails.
+    `row` is one of /proc/PID/limits, like `Max open files`. An engine without CAP_SYS_RESOURCE
+    cannot go above its own hard limit, and says so only when a start fails.
     """
     if not endpoint.startswith("unix://"):
         return None
@@ -61,7 +61,7 @@ def nofile_bound(endpoint: str) -> int | None:
         caps = next(line for line in status.splitlines() if line.startswith("CapEff:"))
         if int(caps.split()[1], 16) & _SYS_RESOURCE:
             return None
-        files = next(line for line in limits.splitlines() if line.startswith("Max open files"))
-        return int(files.split()[4])
+        found_row = next(line for line in limits.splitlines() if line.startswith(row))
+        return int(found_row.removeprefix(row).split()[1])
     except (OSError, ValueError, StopIteration, IndexError, struct.error):
         return None

@@ -43,7 +43,8 @@ def open_stream(
 ) -> Channel:
     """POST `path` and take over the connection. Raises StreamRefused, RuntimeUnavailable."""
     where = urlsplit(client._url(path)).path + (f"?{urlencode(query)}" if query else "")
-    data = json.dumps(body or {}).encode()
+    # Without a body not one byte may follow the header: it would be the first of the stream.
+    data = b"" if body is None else json.dumps(body).encode()
     header = (
         f"POST {where} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -54,10 +55,8 @@ def open_stream(
         sock.sendall(header.encode() + data)
         status, early = _answer(sock)
         if status not in {101, 200}:
-            while chunk := sock.recv(1 << 16):
+            while not early.rstrip().endswith(b"}") and (chunk := sock.recv(1 << 16)):
                 early += chunk
-                if early.rstrip().endswith(b"}"):
-                    break
             raise StreamRefused(status, _message(early))
         sock.settimeout(None)
     except OSError as exc:
