@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import PlanError, RecipeError, SandboxError, printable
+from pytest_sandbox.errors import (
+    PlanError,
+    RecipeError,
+    RuntimeUnavailable,
+    SandboxError,
+    printable,
+)
 from pytest_sandbox.install import explain
 from pytest_sandbox.pipeline import Outcome, Proof, Unproved, describe
 from pytest_sandbox.recipes.load import read_recipe
@@ -38,9 +44,8 @@ class RecipeWarning(pytest.PytestWarning):
     """Something in a recipe that the format silently ignores."""
 
 
-def _install(request: pytest.FixtureRequest, sandbox_runtime: object) -> None:
-    """The body of every recipe item: the fixture stands for `an engine is there`."""
-    del sandbox_runtime
+def _install(request: pytest.FixtureRequest) -> None:
+    """The body of every recipe item."""
     item = request.node
     assert isinstance(item, RecipeItem)
     item.prove()
@@ -168,7 +173,8 @@ class RecipeItem(pytest.Function):
             pytest.skip(_one_line(reason))
         except SandboxError as error:
             if is_absence(error) and not wanted_by_name(session.settings):
-                pytest.skip(f"{self.target.family}: {error}")
+                whose = "" if isinstance(error, RuntimeUnavailable) else f"{self.target.family}: "
+                pytest.skip(f"{whose}{error}")
             raise
         finally:
             self.user_properties += outcome.properties()
