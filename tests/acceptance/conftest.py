@@ -24,9 +24,8 @@ def _shared(shared_folders: None) -> None:
 @pytest.fixture(scope="session")
 def engine() -> Runtime:
     """A runtime of our own, to look at what the runs under test leave behind."""
-    from pytest_sandbox.runtimes.detect import find_runtime
-
     from pytest_sandbox.errors import RuntimeUnavailable
+    from pytest_sandbox.runtimes.detect import find_runtime
 
     try:
         return find_runtime("auto", os.environ)
@@ -34,6 +33,14 @@ def engine() -> Runtime:
         if os.environ.get("PYTEST_SANDBOX_REQUIRE"):
             raise
         pytest.skip(str(missing))
+
+
+@pytest.fixture(autouse=True)
+def _skips_are_skips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYTEST_SANDBOX_REQUIRE is for these tests; the runs inside them say what they require."""
+    if "engine" in request.fixturenames:
+        request.getfixturevalue("engine")
+    monkeypatch.delenv("PYTEST_SANDBOX_REQUIRE", raising=False)
 
 
 @pytest.fixture

@@ -62,9 +62,13 @@ def image(runtime: DockerRuntime, target: Target) -> str:
     name = os.environ.get("PYTEST_SANDBOX_TEST_IMAGE")
     if name is None:
         from pytest_sandbox.images.families import load_families
+        from pytest_sandbox.runtimes.bases import ensure_base
 
-        name = load_families()["debian"].image
-    if runtime.find_image(name) is None:
+        try:
+            return ensure_base(runtime, load_families()["debian"].image, target).name
+        except SandboxError as exc:
+            missing(str(exc))
+    elif runtime.find_image(name) is None:
         missing(f"image {name} is not on the engine; next: pytest-sandbox image bootstrap debian")
     return name
 
