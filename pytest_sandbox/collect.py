@@ -19,12 +19,9 @@ from pytest_sandbox.errors import (
     SandboxError,
     printable,
 )
-from pytest_sandbox.install import explain
-from pytest_sandbox.pipeline import Outcome, Proof, Unproved, describe
 from pytest_sandbox.recipes.load import read_recipe
 from pytest_sandbox.recipes.select import unsupported_reason
 from pytest_sandbox.reporting import HEADLINE
-from pytest_sandbox.session import is_absence, wanted_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,11 +30,13 @@ if TYPE_CHECKING:
 
     from _pytest._code.code import ExceptionInfo, TerminalRepr
 
+    from pytest_sandbox.pipeline import Outcome
     from pytest_sandbox.plans.model import Plan
     from pytest_sandbox.session import RunSession
     from pytest_sandbox.targets import Target
 
-OUTCOME = pytest.StashKey[Outcome]()
+OUTCOME: pytest.StashKey[Outcome] = pytest.StashKey()
+_FIXTURES = pytest.StashKey[Any]()
 
 
 class RecipeWarning(pytest.PytestWarning):
@@ -91,13 +90,13 @@ class RecipeFile(pytest.File):
                 RecipeWarning(text), RecipeWarning, str(self.path), finding.line or 1
             )
         tags = recipe.metadata.tags
-        wanted = []
+        wanted: list[Target] = []
         for target in self.targets:
             if reason := unsupported_reason(recipe, target):
                 self.unsupported.append((f"{self.nodeid}::install[{target.id}]", reason))
             else:
-                wanted.append((target, partial(self.run_session.plan, recipe, target)))
-        yield from _items(self, recipe.name, wanted, tags)
+                wanted.append(target)
+        yield from _items(self, recipe.name, wanted, partial(self.run_session.plan, recipe), tags)
 
 
 class PlanFile(RecipeFile):
@@ -114,7 +113,7 @@ class PlanFile(RecipeFile):
             return
         platform = plan.platform
         wanted = [
-            (target, lambda: plan)
+            target
             for target in self.targets
             if (target.os, target.arch) == (platform.os, platform.arch)
             and platform.linux_family in {"", target.family}
@@ -122,39 +121,50 @@ class PlanFile(RecipeFile):
         if not wanted:
             fits = f"{platform.os}/{platform.arch}/{platform.linux_family or '*'}"
             self.unsupported.append((self.nodeid, f"the plan is for {fits}"))
-        yield from _items(self, plan.tool, wanted, [])
+        yield from _items(self, plan.tool, wanted, lambda _: plan, [])
 
 
 def _items(
     parent: RecipeFile,
     tool: str,
-    wanted: Iterable[tuple[Target, Callable[[], Plan]]],
+    targets: Iterable[Target],
+    plan_for: Callable[[Target], Plan],
     tags: Sequence[str],
 ) -> Iterable[pytest.Item]:
-    shared: Any = None
-    for target, plan in wanted:
+    # Fixtures depend on the folder only: the items of its files share what pytest found.
+    folder = parent.parent
+    shared = folder.stash.get(_FIXTURES, None) if folder and not parent.own_markers else None
+    for target in targets:
         item = RecipeItem.from_parent(
             parent, name=f"install[{target.id}]", callobj=_install, fixtureinfo=shared
         )
-        # Fixtures depend on the folder only: the items of a file share what pytest found.
         shared = item._fixtureinfo
-        item.tool, item.plan, item.target = tool, plan, target
+        item.tool, item.plan_for, item.target = tool, plan_for, target
         item.run_session = parent.run_session
         if tags:
             item.extra_keyword_matches.update(tags)
         yield item
+    if folder and not parent.own_markers and shared is not None:
+        folder.stash[_FIXTURES] = shared
 
 
 class RecipeItem(pytest.Function):
     """One recipe on one target: green when it installed and its check held on a clean system."""
 
     tool: str
-    plan: Callable[[], Plan]
+    plan_for: Callable[[Target], Plan]
     target: Target
     run_session: RunSession
 
+    def plan(self) -> Plan:
+        """What is to be done on the item's target. Raises PlanError."""
+        return self.plan_for(self.target)
+
     def prove(self) -> None:
         """Run the pipeline; raises SandboxError for a failure, skips where nothing was proved."""
+        from pytest_sandbox.pipeline import Outcome, Proof, Unproved
+        from pytest_sandbox.session import is_absence, wanted_by_name
+
         outcome = Outcome(self.tool, self.target)
         self.stash[OUTCOME] = outcome
         session = self.run_session
@@ -188,6 +198,9 @@ class RecipeItem(pytest.Function):
     def repr_failure(  # type: ignore[override]  # pytest.Function's own is narrower than Node's
         self, excinfo: ExceptionInfo[BaseException]
     ) -> str | TerminalRepr:
+        from pytest_sandbox.install import explain
+        from pytest_sandbox.pipeline import describe
+
         error = excinfo.value
         if not isinstance(error, SandboxError):
             return super().repr_failure(excinfo)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, RuntimeUnavailable, SandboxError
-from pytest_sandbox.runtimes.base import SandboxSpec
 from pytest_sandbox.targets import Target, host_arch
 
 if TYPE_CHECKING:
@@ -327,6 +326,8 @@ class RunSession:
         purpose: str = "",
     ) -> System:
         """Start a throwaway system; `release` ends it."""
+        from pytest_sandbox.runtimes.base import SandboxSpec
+
         spec = SandboxSpec(
             image=image,
             target=target,
