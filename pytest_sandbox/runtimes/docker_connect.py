@@ -48,6 +48,10 @@ def connect(endpoint: Endpoint, timeout: float = PING_TIMEOUT) -> Any:
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as exc:
         raise _not_answering(endpoint, timeout, exc) from exc
     client.timeout = API_TIMEOUT
+    if endpoint.socket is not None:
+        # No proxy and no .netrc is meant for a local socket; looking for them takes longer than
+        # most requests.
+        client.trust_env = False
     return client
 
 
