@@ -49,8 +49,7 @@ def connect(endpoint: Endpoint, timeout: float = PING_TIMEOUT) -> Any:
         raise _not_answering(endpoint, timeout, exc) from exc
     client.timeout = API_TIMEOUT
     if endpoint.socket is not None:
-        # No proxy and no .netrc is meant for a local socket; looking for them takes longer than
-        # most requests.
+        # No proxy and no .netrc is meant for a local socket: the SDK need not look for them.
         client.trust_env = False
     return client
 
