@@ -14,7 +14,7 @@ SandboxError
 ├── MissingDirectory           `cwd=` is no directory in the sandbox (also a FileNotFoundError)
 ├── CommandFailed              `run(check=True)` and a non-zero exit status
 ├── StepFailed                 a step of a plan did not do what it says
-├── CheckFailed                a verify check did not hold
+├── CheckFailed                a verify check, or a plugin's proof, did not hold
 └── SandboxTimeout             a command or a sandbox ran out of time (also a TimeoutError)
 """
 
@@ -274,7 +274,10 @@ class StepFailed(SandboxError):
 
 
 class CheckFailed(SandboxError):
-    """A verify check did not hold; `result` is its command's."""
+    """A verify check, or a proof that a plugin adds, did not hold; `result` is its command's.
+
+    With `proof`, the proof's name, the phase is `prove` unless another one is given.
+    """
 
     phase = Phase.VERIFY
     blame = Blame.RECIPE
@@ -285,10 +288,16 @@ class CheckFailed(SandboxError):
         *,
         result: Result | None = None,
         blame: Blame | None = None,
+        phase: Phase | None = None,
+        proof: str = "",
         next_step: str = "",
         details: str = "",
     ) -> None:
-        super().__init__(what, blame=blame, next_step=next_step, details=details)
+        if proof and phase is None:
+            phase = Phase.PROVE
+        super().__init__(
+            what, phase=phase, blame=blame, proof=proof, next_step=next_step, details=details
+        )
         self.result = result
 
 

@@ -26,5 +26,6 @@ def pytest_sandbox_prove(config: pytest.Config, system: System, plan: Plan) -> N
     """Prove more of an installation after its verify table held, in the same system (no network,
     no new privileges).
 
-    Raise CheckFailed(..., proof=NAME) with phase PROVE for what does not hold.
+    Raise CheckFailed(..., proof=NAME) for what does not hold: the report then begins with
+    `prove/NAME: `.
     """

@@ -6,12 +6,13 @@ For testing a conftest or a plugin, never for proving an installation.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import posixpath
 import secrets
 import shlex
 import time
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
 from pytest_sandbox.errors import (
     Blame,
@@ -54,8 +55,10 @@ class FakeRuntime:
     """A Runtime whose commands do what `results` says.
 
     `results` is a callable (argv -> answer), or a mapping whose keys are looked up in this order:
-    the argv as a tuple, the command line as a shell would write it (`jq --version`), the command's
-    name alone. What is not found gets `default`. `images` are the references that are at hand
+    the argv as a tuple, the command line as a shell would write it (`jq --version`), the text of a
+    `/bin/sh -c TEXT` (as verify runs a recipe's command), the command's name alone. What is not
+    found gets `default`. Of what a command would do to files only `mkdir -p` is carried out, when
+    it exits with 0: a step's folder has to be there. `images` are the references that are at hand
     (None: all of them), `files` what every image holds beside the usual folders. Everything that is
     done with it stands in `calls`, `builds`, `pulls` and `systems`.
     """
@@ -95,7 +98,7 @@ class FakeRuntime:
         self.pulls: list[str] = []
         self.systems: list[FakeSystem] = []
         for reference in images or ():
-            self._add(reference, arches[0])
+            self._add(reference, arches[0], _recorded_labels(reference))
 
     def _add(self, reference: str, arch: str, labels: Mapping[str, str] | None = None) -> ImageInfo:
         digest = "sha256:" + hashlib.sha256(reference.encode()).hexdigest()
@@ -111,7 +114,7 @@ class FakeRuntime:
             # An image of ours is there when it was built; any other is said to be there.
             if reference.startswith("tsuku/sandbox-"):
                 return None
-            self._add(reference, self._info.arches[0])
+            self._add(reference, self._info.arches[0], _recorded_labels(reference))
         return self._images.get(reference)
 
     def pull(self, reference: str, target: Target, say: Callable[[str], None]) -> ImageInfo:
@@ -162,7 +165,10 @@ class FakeRuntime:
         """What the script says for a command."""
         if callable(self._results):
             return self._results(argv)
-        for key in (argv, shlex.join(argv), argv[0]):
+        keys: list[str | tuple[str, ...]] = [argv, shlex.join(argv), argv[0]]
+        if argv[:2] == ("/bin/sh", "-c") and len(argv) > 2:
+            keys.insert(2, argv[2])
+        for key in keys:
             if key in self._results:
                 return self._results[key]
         return self._default
@@ -186,6 +192,44 @@ class FakeRuntime:
     def close(self) -> None:
         for system in self.systems:
             system.close()
+
+
+def _recorded_labels(reference: str) -> dict[str, str]:
+    """The labels of the base that was bootstrapped on this machine in the place of `reference`.
+
+    Image names are made with what the user's record says of bases: an image of the fake that
+    stands for one of them says the same, else it would be taken for somebody else's.
+    """
+    from pytest_sandbox.provision.bases import base_labels, recorded_bases
+    from pytest_sandbox.runtimes.bases import base_name
+
+    for base in recorded_bases():
+        if base_name(base.reference, base.arch) == reference:
+            return base_labels(base)
+    return {}
+
+
+def _folders_made(argv: tuple[str, ...]) -> list[str]:
+    """What a command makes with `mkdir -p`: itself, or in the text of `/bin/sh -c TEXT NAME ...`
+    with `$1` and so on filled in. What only a shell could tell is left out.
+    """
+    words = list(argv)
+    if argv[:2] == ("/bin/sh", "-c") and len(argv) > 2:
+        try:
+            words = list(shlex.shlex(argv[2], posix=True, punctuation_chars=True))
+        except ValueError:
+            return []
+        for number, value in enumerate(argv[4:13], 1):
+            words = [word.replace(f"${number}", value) for word in words]
+    found: list[str] = []
+    for at, word in enumerate(words[:-1]):
+        if word == "mkdir" and words[at + 1] == "-p" and (at == 0 or words[at - 1] in _PARTS):
+            rest = itertools.takewhile(lambda one: one not in _PARTS, words[at + 2 :])
+            found += [one for one in rest if one != "--" and "$" not in one]
+    return found
+
+
+_PARTS: Final = frozenset({"&&", ";", "||"})
 
 
 @dataclass(slots=True, eq=False)
@@ -238,6 +282,9 @@ class FakeSystem:
             msg = f"cwd {folder!r} is no directory in the sandbox"
             raise MissingDirectory(msg)
         result = self._result(words, self.runtime.answer(words))
+        if result.ok:
+            for made in _folders_made(words):
+                self.files.make_folders(posixpath.join(folder, made))
         if merge:
             both = result.stdout_bytes + result.stderr_bytes
             result = replace(result, stdout_bytes=both, stderr_bytes=b"")
