@@ -6,6 +6,7 @@ sandbox ends.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -59,6 +60,9 @@ class Control:
                     self._receive(deadline)
             except (OSError, ValueError) as exc:
                 self.lost = True
+                with contextlib.suppress(ControlLost, OSError, ValueError):
+                    while True:  # its last words
+                        self._receive(min(deadline, time.monotonic() + 0.5))
                 raise ControlLost from exc
             start = self._out.find(begin)
             answer = self._out[start + len(begin) : stop] if start >= 0 else b""

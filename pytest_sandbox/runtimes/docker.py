@@ -222,7 +222,7 @@ class DockerRuntime:
                 try:
                     container = client.create_container_from_config(settings, name)["Id"]
                     control = self._attach_and_start(container)
-                    return self._meet(container, spec, control, folder)
+                    return self._meet(container, spec, control, folder, network)
                 except (docker.errors.APIError, StreamRefused, _EndedAtOnce) as exc:
                     text = str(getattr(exc, "explanation", None) or exc)
                     lacking = self._lacks_shell(spec.image, text)
@@ -244,11 +244,13 @@ class DockerRuntime:
                     self.remove_container(container)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+            self._drop_network(spec, network)
             raise
 
     def _lacks_shell(self, image: str, text: str) -> bool:
         """Note that an image has no shell, if that is what the engine says."""
-        missing = f'"{_SHELL}"' in text or f"exec {_SHELL} failed" in text
+        words = (f'"{_SHELL}"', f"exec {_SHELL} failed", "failed to exec pid1: No such file")
+        missing = any(word in text for word in words)
         if not missing or image in self._without_shell:
             return False
         self._without_shell.add(image)
@@ -355,7 +357,12 @@ class DockerRuntime:
         return control
 
     def _meet(
-        self, container: str, spec: SandboxSpec, control: Control, folder: Path | None
+        self,
+        container: str,
+        spec: SandboxSpec,
+        control: Control,
+        folder: Path | None,
+        network: str,
     ) -> DockerSystem:
         """Learn what the control shell is, and whether FIFOs reach into the sandbox."""
         config = self.client.inspect_container(container)["Config"]
@@ -391,6 +398,7 @@ class DockerRuntime:
             folder=folder,
             fast=fast,
             said=control.said,
+            network=network,
             disk=self.disk_limited(),
         )
         with self._lock:
@@ -409,6 +417,9 @@ class DockerRuntime:
     def _network(self, spec: SandboxSpec, owner: Owner) -> str:
         if spec.network != "bridge":
             return spec.network
+        if self.info().name == "podman":
+            # Its bridges cannot keep their members apart: each sandbox gets one of its own.
+            return docker_images.make_network(self.client, owner)
         with self._lock:
             name = self._networks.get(owner.run)
             if name is None:
@@ -420,6 +431,15 @@ class DockerRuntime:
         """A system was closed."""
         with self._lock:
             self._systems.discard(system)
+        self._drop_network(system.spec, system.network)
+
+    def _drop_network(self, spec: SandboxSpec, network: str) -> None:
+        """Remove a network that one sandbox had for itself."""
+        import docker.errors
+
+        if spec.network == "bridge" and self.info().name == "podman":
+            with contextlib.suppress(docker.errors.APIError):
+                self.client.remove_network(network)
 
     def remove_container(self, container: str) -> None:
         """Kill and remove a container at once; one that is gone is no error."""

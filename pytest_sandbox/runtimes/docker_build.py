@@ -151,12 +151,16 @@ def context(files: Mapping[str, bytes]) -> bytes:
 def _parameters(request: BuildRequest, info: RuntimeInfo) -> dict[str, Any]:
     limits = request.limits
     cpus = min(limits.cpus, info.cpus)
+    nofile: Any = {"Name": "nofile", "Soft": limits.nofile, "Hard": limits.nofile}
+    if info.name == "podman":
+        nofile = f"nofile={limits.nofile}:{limits.nofile}"
     return {
         "dockerfile": "Dockerfile",
         # Our names are the cache. The engine's own would serve week-old package indexes again.
         "nocache": True,
         "rm": True,
         "forcerm": True,
+        "layers": False,  # Podman only: it would keep those of a build that is cut off
         "platform": f"{request.target.os}/{request.target.arch}",
         "networkmode": request.network,
         "buildargs": json.dumps(dict(request.build_args)),
@@ -165,7 +169,7 @@ def _parameters(request: BuildRequest, info: RuntimeInfo) -> dict[str, Any]:
         "memswap": limits.memory,
         "cpuperiod": 100000,
         "cpuquota": int(cpus * 100000),
-        "ulimits": json.dumps([{"Name": "nofile", "Soft": limits.nofile, "Hard": limits.nofile}]),
+        "ulimits": json.dumps([nofile]),
     }
 
 

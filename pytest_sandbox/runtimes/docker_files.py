@@ -65,7 +65,7 @@ def stat(client: Any, container: str, path: str) -> PathStat | None:
         return found
     # The header has the link resolved; the archive has it as it is.
     _, chunks = _archive(client, container, path)
-    return PathStat(found.name, 0, found.mode, _first_link(chunks))
+    return PathStat(found.name, 0, found.mode, _first_link(chunks) or found.link)
 
 
 def _first_link(chunks: Iterator[bytes]) -> str:
@@ -118,6 +118,13 @@ def put(client: Any, container: str, tar: IO[bytes], path: str) -> None:
     """Unpack a tar stream under the folder `path`. Raises FileNotFoundError, NotADirectoryError."""
     import docker.errors
 
+    found = stat(client, container, path)
+    if found is None:  # not every engine tells
+        msg = f"{path} does not exist in the sandbox"
+        raise FileNotFoundError(msg)
+    if not st.S_ISDIR(found.mode) and not st.S_ISLNK(found.mode):
+        msg = f"{path} is no directory in the sandbox"
+        raise NotADirectoryError(msg)
     try:
         client.put_archive(container, path, iter(lambda: tar.read(_CHUNK), b""))
     except docker.errors.NotFound:
@@ -141,7 +148,8 @@ def changes(client: Any, container: str, mounted: Iterable[str]) -> Changes:
 def select_changes(listed: dict[str, int], mounted: Iterable[str]) -> Changes:
     """The Changes of an engine's list (path -> 0 changed, 1 added, 2 removed).
 
-    A changed folder with something listed below it is there because of that. A folder that was
+    A changed folder with something listed below it is there because of that, or, where an engine
+    leaves its own files out of the list, because of them. A folder that was
     added above a mount point is the engine's work.
     """
     parents = {parent for path in listed for parent in _parents(path)}
@@ -151,7 +159,7 @@ def select_changes(listed: dict[str, int], mounted: Iterable[str]) -> Changes:
     for path, kind in listed.items():
         if any(path == own or path.startswith(own + "/") for own in ours):
             continue
-        if kind == 0 and path in parents:
+        if kind == 0 and (path in parents or path in made):
             continue
         if kind == 1 and path in made and not _holds_more(path, listed, ours, made):
             continue

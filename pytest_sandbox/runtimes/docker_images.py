@@ -58,12 +58,19 @@ def images(client: Any) -> list[ImageInfo]:
     known: dict[str, ImageInfo] = {}
     for label in (LABEL, HASH_LABEL, SNAPSHOT):
         for entry in client.images(filters={"label": [label]}):
-            for name in entry.get("RepoTags") or ():
+            for tag in entry.get("RepoTags") or ():
+                name = _familiar(tag)
                 if name not in known and name != "<none>:<none>":
                     found = find_image(client, name)
                     if found is not None:
                         known[name] = found
     return sorted(known.values(), key=lambda image: image.name)
+
+
+def _familiar(name: str) -> str:
+    """The name as Docker shows it; Podman writes the registry out."""
+    short = name.removeprefix("docker.io/")
+    return short.removeprefix("library/") if short != name else name
 
 
 def remove_image(client: Any, reference: str) -> None:
@@ -196,6 +203,14 @@ def load_rootfs(
     return found
 
 
+def _dockerfile_word(text: str) -> str:
+    """A quoted word of a Dockerfile instruction."""
+    if "\n" in text or "\r" in text:
+        msg = f"{text!r}: a line break cannot be part of a label"
+        raise ValueError(msg)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
+
+
 def commit(client: Any, container: str, name: str | None, labels: Mapping[str, str]) -> str:
     """Make a snapshot; its name.
 
@@ -205,7 +220,11 @@ def commit(client: Any, container: str, name: str | None, labels: Mapping[str, s
     whose = {SNAPSHOT: "1", f"{LABEL}.created": f"{time.time():.3f}"}
     if name:
         whose |= {SNAPSHOT: "kept", f"{LABEL}.run": ""}
-    client.commit(container, repository=repository, tag=tag, conf={"Labels": {**whose, **labels}})
+    # As instructions: Podman passes over labels that come as a configuration.
+    changes = [
+        f"LABEL {_dockerfile_word(k)}={_dockerfile_word(v)}" for k, v in {**whose, **labels}.items()
+    ]
+    client.commit(container, repository=repository, tag=tag, changes=changes)
     return f"{repository}:{tag}"
 
 

@@ -49,6 +49,7 @@ class DockerSystem:
         folder: Path | None,
         fast: bool,
         said: TailBuffer,
+        network: str,
         disk: bool,
     ) -> None:
         self.id = container
@@ -59,12 +60,15 @@ class DockerSystem:
         # Without a shell in the image the stream only keeps the sandbox alive.
         self._control = control if facts.pid else None
         self.facts = facts
+        self.network = network
         self._folder = folder
         self._said = said
         self._disk = disk
         self._lock = threading.Lock()
         self._closed = False
         self._over = ""
+        self._memory = False
+        self._seen = Counters()
         self._roots: dict[int, int] = {}
         self._running = 0
         self._pool: Pool | None = None
@@ -180,7 +184,9 @@ class DockerSystem:
             if report.status is None:
                 msg = f"cwd {job.cwd!r} is no directory in the sandbox"
                 raise MissingDirectory(msg)
-            return self._finish(job, report.status, report.before, report.after)
+            result = self._finish(job, report.status, report.before, report.after)
+            self._end_rest(result, Hunt(since=hunt.since, worker=hunt.worker))
+            return result
         finally:
             if pipes is not None:
                 pipes.close()
@@ -220,11 +226,14 @@ class DockerSystem:
         """The worker ended without a word: the sandbox did, or the command killed its parent."""
         if not self.alive():
             raise self._gone(job)
+        before = self._seen
         self._kill(Hunt(since=hunt.since))
         if self._over:
             raise self._gone(job)
-        job.captures[-1].feed(b"[pytest-sandbox: the command killed the shell that ran it]\n")
-        return self._finish(job, 137, Counters(), Counters())
+        after, _ = self._counters()
+        if after.oom == before.oom:
+            job.captures[-1].feed(b"[pytest-sandbox: the command killed the shell that ran it]\n")
+        return self._finish(job, 137, before, after)
 
     def _no_fork(self, job: Job) -> Result:
         """No worker could be started: nothing can be forked in the sandbox."""
@@ -257,7 +266,9 @@ class DockerSystem:
         if job.ended != "time" and not self.alive():
             raise self._gone(job)
         after = self._counters()[0] if job.ended != "time" else before
-        return self._finish(job, status, before, after)
+        result = self._finish(job, status, before, after)
+        self._end_rest(result, Hunt(since=since))
+        return result
 
     def _root_of(self, command: ExecCommand) -> int:
         pid = command.pid()
@@ -295,6 +306,7 @@ class DockerSystem:
 
     def _finish(self, job: Job, status: int, before: Counters, after: Counters) -> Result:
         limit = job.ended
+        self._seen = Counters(max(after.oom, self._seen.oom), max(after.pids, self._seen.pids))
         if self._control is None and status == 137 and limit is None:
             seconds = time.monotonic() - job.began
             limit = "memory" if self._runtime.was_out_of_memory(self.id, seconds) else None
@@ -308,6 +320,11 @@ class DockerSystem:
         if limit == "time":
             raise self._timeout(job, status)
         return job.result(status, limit)
+
+    def _end_rest(self, result: Result, hunt: Hunt) -> None:
+        """When a limit ended a command, nothing of it goes on."""
+        if result.limit is not None and self._control is not None:
+            self._kill(hunt)
 
     def _timeout(self, job: Job, status: int = 137) -> SandboxTimeout:
         """The error for a command that was ended by a clock: its own, or the sandbox's."""
@@ -355,12 +372,13 @@ class DockerSystem:
         if self._closed:
             return SandboxGone("the sandbox was closed while a command ran", blame=Blame.HOST)
         lived = time.monotonic() - self._began
-        no_memory = "the sandbox ran out of memory, and its main process was killed"
-        if not self._over and self._runtime.was_out_of_memory(self.id, lived, 1.0):
-            self._over = no_memory
-        if self._over == no_memory:
+        if not self._memory and self._runtime.was_out_of_memory(self.id, lived, 1.0):
+            self._memory = True
+        if self._memory:
+            self._over = self._over or "out of memory"
+            msg = "the sandbox ran out of memory, and its own processes were killed"
             return SandboxGone(
-                no_memory, limit="memory", blame=Blame.LIMIT, next_step="raise the sandbox's memory"
+                msg, limit="memory", blame=Blame.LIMIT, next_step="raise the sandbox's memory"
             )
         msg = self._over or "the sandbox's main process ended"
         what = f" while it ran {job.shown()}" if job is not None else ""

@@ -36,6 +36,7 @@ def test_bash(start: Callable[..., System], bash_image: str):
     system = start(image=bash_image, env={"FROM_SPEC": "a b"})
     lines = system.run(["env"], env={"ONE": "it's", "x.y": "odd"}).stdout.splitlines()
     names = {line.partition("=")[0] for line in lines}
+    names -= {"container", "TERM"}  # Podman's
     assert names == {"PATH", "HOSTNAME", "HOME", "FROM_SPEC", "ONE", "x.y"}
     words = [
         "",
