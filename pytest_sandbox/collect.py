@@ -5,6 +5,7 @@ Collecting only reads text: no engine, no network, no clock.
 
 from __future__ import annotations
 
+import os
 import shlex
 import warnings
 from functools import partial
@@ -19,9 +20,10 @@ from pytest_sandbox.errors import (
     SandboxError,
     printable,
 )
+from pytest_sandbox.options import SETTINGS
 from pytest_sandbox.recipes.load import read_recipe
 from pytest_sandbox.recipes.select import unsupported_reason
-from pytest_sandbox.reporting import HEADLINE
+from pytest_sandbox.reporting import ABSENT, HEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 OUTCOME: pytest.StashKey[Outcome] = pytest.StashKey()
 _FIXTURES = pytest.StashKey[Any]()
+
+
+_NOT_REPRODUCED = {"keep", "rebuild", "recipes", "require"}
 
 
 class RecipeWarning(pytest.PytestWarning):
@@ -134,6 +139,7 @@ def _items(
     # Fixtures depend on the folder only: the items of its files share what pytest found.
     folder = parent.parent
     shared = folder.stash.get(_FIXTURES, None) if folder and not parent.own_markers else None
+    words = {*tags, tool} if tags or tool != parent.path.stem else ()
     for target in targets:
         item = RecipeItem.from_parent(
             parent, name=f"install[{target.id}]", callobj=_install, fixtureinfo=shared
@@ -141,8 +147,8 @@ def _items(
         shared = item._fixtureinfo
         item.tool, item.plan_for, item.target = tool, plan_for, target
         item.run_session = parent.run_session
-        if tags:
-            item.extra_keyword_matches.update(tags)
+        if words:
+            item.extra_keyword_matches.update(words)
         yield item
     if folder and not parent.own_markers and shared is not None:
         folder.stash[_FIXTURES] = shared
@@ -180,14 +186,20 @@ class RecipeItem(pytest.Function):
         try:
             proof.run()
         except Unproved as reason:
-            pytest.skip(_one_line(reason))
+            pytest.skip(session.mask(_one_line(reason)))
         except SandboxError as error:
             if is_absence(error) and not wanted_by_name(session.settings):
                 whose = "" if isinstance(error, RuntimeUnavailable) else f"{self.target.family}: "
-                pytest.skip(f"{whose}{error}")
+                pytest.skip(session.mask(f"{ABSENT}{whose}{error}"))
             raise
+        else:
+            if outcome.kept:
+                session.say(f"{self.name}: enter it with pytest-sandbox shell {outcome.kept}")
         finally:
             self.user_properties += outcome.properties()
+            if outcome.notices:
+                notes = session.mask(printable("\n".join(outcome.notices)))
+                self.add_report_section("call", "sandbox notes", notes)
 
     def _further(self, system: object, plan: object) -> None:
         self.config.hook.pytest_sandbox_prove(config=self.config, system=system, plan=plan)
@@ -223,14 +235,23 @@ class RecipeItem(pytest.Function):
 
     def _reproduce(self) -> str:
         settings = self.run_session.settings
-        words = ["pytest", "--sandbox", self.nodeid]
-        if "target" in settings.given:
-            words += ["--sandbox-target", str(self.target)]
-        for pair in settings.version:
-            words += ["--sandbox-version", pair]
-        for name in ("runtime", "memory", "pids", "timeout", "network"):
-            if name in settings.given:
-                words += [f"--sandbox-{name}", str(getattr(settings, name))]
+        here = self.config.invocation_params.dir
+        words = ["pytest", "--sandbox", f"{os.path.relpath(self.path, here)}::{self.name}"]
+        for setting in SETTINGS:
+            if setting.key not in settings.given or setting.key in _NOT_REPRODUCED:
+                continue
+            value = getattr(settings, setting.key)
+            option = f"--sandbox-{setting.name}"
+            if setting.key == "target":
+                words += [option, str(self.target)]
+            elif setting.kind == "flag":
+                words += [option] if value else []
+            elif setting.kind == "list":
+                words += [word for one in value for word in (option, one)]
+            elif setting.kind == "age":
+                words += [option, f"{value:g}s"]
+            else:
+                words += [option, str(value)]
         return shlex.join(words)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.recipes.params import strings_of, text_of
 from pytest_sandbox.recipes.select import steps_for
 from pytest_sandbox.recipes.versions import at_least
+from pytest_sandbox.recipes.vocabulary import INSTALL_ACTIONS
 from pytest_sandbox.targets import FAMILY_MANAGERS, host_target
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ _INSTALL = {
     "zypper": "zypper install",
     "brew": "brew install",
 }
+_SOURCES = {"apt_repo": "url", "apt_ppa": "ppa", "dnf_repo": "url"}
+"""Action -> the parameter that says which repository has the packages."""
 
 
 def lacking(recipe: Recipe, target: Target | None = None) -> str:
@@ -74,8 +79,18 @@ def _missing(required: RequireSystem) -> str:
 
 
 def _cure(required: RequireSystem, target: Target) -> str:
+    """How `target` gets it: the repositories to add and the packages to install, else what the
+    recipe tells a person.
+    """
     manager = "brew" if target.os == "darwin" else FAMILY_MANAGERS.get(target.family, "")
-    packages = list((required.packages or {}).get(manager, ()))
+    sources: list[str] = []
+    packages: list[str] = []
+    for one in required.actions_for(target):
+        if one.action == INSTALL_ACTIONS.get(manager):
+            packages += strings_of(one.params, "packages")
+        elif (key := _SOURCES.get(one.action)) is not None:
+            sources += filter(None, [text_of(one.params, key)])
     if not packages:
-        return ""
-    return f"install it: {_INSTALL[manager]} {' '.join(packages)}"
+        return " ".join(required.guidance.split())
+    how = f"install it: {_INSTALL[manager]} {shlex.join(dict.fromkeys(packages))}"
+    return f"{how} (from {', '.join(sources)})" if sources else how

@@ -7,10 +7,17 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_sandbox.errors import UsageError
 from pytest_sandbox.install import Installer
+from pytest_sandbox.keywords import read_options
 from pytest_sandbox.limits import PROFILES
 from pytest_sandbox.runtimes.last_use import INSTALLED
-from pytest_sandbox.sandbox import Snapshot, plan_for, read_options
+from pytest_sandbox.sandbox import (
+    Snapshot,
+    installed_environment,
+    plan_for,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +45,10 @@ def installed_snapshot(
     from pytest_sandbox.runtimes.locks import image_lock
 
     options = read_options(keywords, "installed()")
-    target = options.target or session.default_target(options.family or "debian")
+    if options.image:
+        msg = f"installed(): image={options.image!r} has no meaning: the recipe's image is used"
+        raise UsageError(msg, next_step="leave image= out")
+    target = target_of(session, options)
     recipe = session.recipe(name)
     plan = plan_for(session, recipe, target, version)
     wanted = requirements_of(plan, target)
@@ -46,7 +56,8 @@ def installed_snapshot(
     key = _key(ready, plan)
     reference = f"{REPOSITORY}:{key[:16]}"
     limits = session.settings.limits(PROFILES[options.profile]).override(**options.limits)
-    snapshot = Snapshot(reference, target, limits, {})
+    environment = {**options.env, **installed_environment(plan, options.env)}
+    snapshot = Snapshot(reference, target, limits, environment)
     mark_used(reference)
     if _is_ready(session, reference, key):
         return snapshot

@@ -154,7 +154,7 @@ class Proof:
         limits: Limits,
     ) -> None:
         # Nothing of the recipe's own runs before verify: one system with its fences does both.
-        with self._system(ready.info.name, limits, "none", fenced=True) as system:
+        with self._system(ready.info.name, limits, "none", Phase.INSTALL, fenced=True) as system:
             self._install(system, programs, limits)
             self._verify(system, plan, todo, limits)
 
@@ -168,7 +168,9 @@ class Proof:
         *,
         network: Network,
     ) -> None:
-        with self._system(ready.info.name, limits, network, fenced=False) as system:
+        with self._system(
+            ready.info.name, limits, network, Phase.INSTALL, fenced=False, last=not todo
+        ) as system:
             self._install(system, programs, limits)
             with self._phase(Phase.INSTALL):
                 snapshot = system.snapshot() if todo else ""
@@ -178,7 +180,7 @@ class Proof:
         # touch the verdict.
         left = limits.override(timeout=max(1.0, limits.timeout - self._spent()))
         try:
-            with self._system(snapshot, left, "none", fenced=True) as system:
+            with self._system(snapshot, left, "none", Phase.VERIFY, fenced=True) as system:
                 self._verify(system, plan, todo, left)
         finally:
             self.session.discard(snapshot)
@@ -228,9 +230,19 @@ class Proof:
 
     @contextmanager
     def _system(
-        self, image: str, limits: Limits, network: Network, *, fenced: bool
+        self,
+        image: str,
+        limits: Limits,
+        network: Network,
+        phase: Phase,
+        *,
+        fenced: bool,
+        last: bool = True,
     ) -> Iterator[System]:
-        phase = Phase.VERIFY if image.startswith("tsuku/sandbox-snapshot") else Phase.INSTALL
+        """One system of the item, `fenced` where verify runs; keep=always keeps the last."""
+        for note in self.session.shortfalls(limits):
+            if note not in self.outcome.notices:
+                self.outcome.notices.append(note)
         with self._phase(phase):
             system = self.session.start(
                 image,
@@ -247,7 +259,8 @@ class Proof:
                 self._keep(system, "failed")
             raise
         else:
-            self._keep(system, "always")
+            if last:
+                self._keep(system, "always")
         finally:
             self._measure(system)
             self.session.release(system)

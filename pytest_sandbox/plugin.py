@@ -4,25 +4,30 @@ used.
 
 from __future__ import annotations
 
-import os
 import sys
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_sandbox.fixtures import (
+    explained,
+    installed,
+    required,
+    sandbox,
+    sandbox_factory,
+    sandbox_runtime,
+)
 from pytest_sandbox.options import SETTINGS
+from pytest_sandbox.state import SANDBOXES, STATE, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator
+    from pathlib import Path
 
-    from pytest_sandbox.reporting import Board
-    from pytest_sandbox.runtimes.base import Runtime
     from pytest_sandbox.sandbox import Sandbox
-    from pytest_sandbox.session import RunSession
-    from pytest_sandbox.settings import Settings
-    from pytest_sandbox.targets import Target
+
+__all__ = ["installed", "sandbox", "sandbox_factory", "sandbox_runtime"]
 
 _MARKS = (
     (
@@ -38,141 +43,15 @@ _INI_TYPES: dict[str, Any] = {"list": "args", "flag": "bool", "int": "int", "flo
 _FIXTURES = {"sandbox", "sandbox_factory", "installed"}
 
 
-class _State:
-    """What one pytest process knows; kept in config.stash."""
-
-    def __init__(self, config: pytest.Config, run: str) -> None:
-        self.config = config
-        self.run = run
-        self.led_workers = False
-        self._settings: Settings | None = None
-        self._targets: tuple[Target, ...] | None = None
-        self._session: RunSession | None = None
-        self._board: Board | None = None
-        self._collecting: Any = None
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the run; raises pytest.UsageError for a wrong one."""
-        if self._settings is None:
-            from pytest_sandbox.errors import UsageError
-            from pytest_sandbox.settings import read_settings
-
-            def option(key: str) -> Any:
-                return self.config.getoption(f"sandbox_{key}", None)
-
-            def ini(key: str) -> Any:
-                return self.config.getini(f"sandbox_{key}")
-
-            try:
-                self._settings = read_settings(option, ini, os.environ)
-            except UsageError as wrong:
-                msg = f"{wrong.what}; next: {wrong.next_step}"
-                raise pytest.UsageError(msg) from None
-        return self._settings
-
-    def check(self) -> None:
-        """Read every setting now; raises pytest.UsageError for a wrong one."""
-        assert self.targets
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """The targets of the run; raises pytest.UsageError for a pattern that names nothing."""
-        if self._targets is None:
-            from pytest_sandbox.errors import UsageError
-            from pytest_sandbox.recipe_paths import targets_of
-
-            try:
-                self._targets = targets_of(self.settings)
-            except UsageError as wrong:
-                msg = f"{wrong.what}; next: {wrong.next_step}"
-                raise pytest.UsageError(msg) from None
-        return self._targets
-
-    @property
-    def session(self) -> RunSession:
-        """The run's session, made on first use."""
-        if self._session is None:
-            from pytest_sandbox.recipe_paths import folders
-            from pytest_sandbox.session import RunSession
-
-            config = self.config
-            self._session = RunSession(
-                self.settings,
-                config.rootpath,
-                self.run,
-                folders=folders(self.settings.recipes, config.rootpath, config.args),
-                worker=os.environ.get("PYTEST_XDIST_WORKER", ""),
-                say=self._say,
-                find=self._find,
-                main=not hasattr(config, "workerinput"),
-                log_root=self._log_root,
-            )
-        return self._session
-
-    @property
-    def opened(self) -> RunSession | None:
-        """The session if there is one."""
-        return self._session
-
-    @property
-    def board(self) -> Board:
-        """The outcomes of recipe items."""
-        if self._board is None:
-            from pytest_sandbox.reporting import Board
-
-            self._board = Board()
-        return self._board
-
-    @property
-    def quiet_board(self) -> bool:
-        """Whether there is nothing to show of recipes."""
-        return self._board is None
-
-    @property
-    def collecting(self) -> Any:
-        """What decides which files are recipes."""
-        if self._collecting is None:
-            from pytest_sandbox.recipe_paths import Chooser
-
-            config = self.config
-            named = config.args_source is config.ArgsSource.ARGS
-            self._collecting = Chooser(self.settings.recipes, config.rootpath, named=named)
-        return self._collecting
-
-    def _find(self, name: str) -> Runtime | None:
-        found: Runtime | None = self.config.hook.pytest_sandbox_runtime(
-            config=self.config, name=name
-        )
-        return found
-
-    def _log_root(self) -> Path:
-        factory: Any = getattr(self.config, "_tmp_path_factory", None)
-        if factory is None:
-            import tempfile
-
-            return Path(tempfile.mkdtemp(prefix="pytest-sandbox-logs-"))
-        return Path(factory.getbasetemp()) / "sandbox-logs"
-
-    def _say(self, line: str) -> None:
-        if self.config.option.verbose < -1:
-            return
-        capture = self.config.pluginmanager.getplugin("capturemanager")
-        if capture is None:
-            sys.stderr.write(f"sandbox: {line}\n")
-            return
-        with capture.global_and_fixture_disabled():
-            sys.stderr.write(f"\nsandbox: {line}")
-            sys.stderr.flush()
-
-
 class _Reports:
     """Takes the reports of recipe items to the board, in the process that has the terminal."""
 
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and "Skipped: sandbox: " in str(report.longrepr):
+            self._state.board.absent(report)  # also of tests that are no recipes
         if "::install[" in report.nodeid or report.nodeid.endswith("::load"):
             self._state.board.add(report)
 
@@ -181,10 +60,6 @@ class _Reports:
         """xdist: only workers collect, so they tell which targets yield no item."""
         found = getattr(node, "workeroutput", {}).get("sandbox_unsupported", [])
         self._state.board.unsupported[:] = self._state.board.unsupported or found
-
-
-STATE = pytest.StashKey[_State]()
-SANDBOXES = pytest.StashKey[list["Sandbox"]]()
 
 
 # -- configuration ---------------------------------------------------------------------------------
@@ -239,7 +114,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for mark in _MARKS:
         config.addinivalue_line("markers", mark)
     given: dict[str, Any] = getattr(config, "workerinput", {})
-    config.stash[STATE] = _State(config, given.get("sandbox_run") or uuid.uuid4().hex)
+    config.stash[STATE] = State(config, given.get("sandbox_run") or uuid.uuid4().hex)
     if not given:
         config.pluginmanager.register(_Reports(config.stash[STATE]), "sandbox-reports")
     state = config.stash[STATE]
@@ -300,138 +175,6 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     )
 
 
-# -- fixtures --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def sandbox_runtime(pytestconfig: pytest.Config) -> Runtime:
-    """The engine of this run (docker, ...). Skips where there is none; fails with
-    --sandbox-require.
-    """
-    session = pytestconfig.stash[STATE].session
-    with _explained(session):
-        return session.runtime
-
-
-@pytest.fixture
-def sandbox_factory(
-    request: pytest.FixtureRequest, sandbox_runtime: Runtime
-) -> Iterator[Callable[..., Sandbox]]:
-    """Start several sandboxes in one test: takes the keywords of the `sandbox` mark, and
-    `snapshot=`.
-    """
-    del sandbox_runtime
-    session = request.config.stash[STATE].session
-    item = request.node
-    opened: list[Sandbox] = item.stash.setdefault(SANDBOXES, [])
-
-    def start(*, snapshot: Any = None, **keywords: Any) -> Sandbox:
-        from pytest_sandbox.sandbox import open_sandbox
-
-        __tracebackhide__ = True
-        with _explained(session, failures=False):
-            sandbox = open_sandbox(
-                session,
-                {**_mark_keywords(item), **keywords},
-                requires=_required(item),
-                snapshot=snapshot,
-                where="sandbox_factory()",
-                purpose=item.name,
-            )
-        opened.append(sandbox)
-        return sandbox
-
-    yield start
-    for sandbox in opened:
-        sandbox.close()
-
-
-@pytest.fixture
-def sandbox(request: pytest.FixtureRequest, sandbox_factory: Callable[..., Sandbox]) -> Sandbox:
-    """One throwaway Linux system with limits, as the `sandbox` mark says (default: debian)."""
-    with _explained(request.config.stash[STATE].session):
-        return sandbox_factory()
-
-
-@pytest.fixture
-def installed(
-    request: pytest.FixtureRequest, sandbox_factory: Callable[..., Sandbox]
-) -> Callable[..., Sandbox]:
-    """Fork of a recipe's installation: `installed("jq")` installs once for all tests, workers and
-    runs.
-    """
-    session = request.config.stash[STATE].session
-    item = request.node
-
-    def fork(name: str, *, version: str | None = None, **keywords: Any) -> Sandbox:
-        from pytest_sandbox.installed import installed_snapshot
-
-        __tracebackhide__ = True
-        with _explained(session):
-            snapshot = installed_snapshot(
-                session, name, {**_mark_keywords(item), **keywords}, version=version
-            )
-            return sandbox_factory(snapshot=snapshot, **keywords)
-
-    return fork
-
-
-class _explained:
-    """Turn our errors in set-up into a skip (no engine, no base) or a plain failure.
-
-    Without `failures` all but the skip stays an exception, for the test's own code to see.
-    """
-
-    def __init__(self, session: RunSession, *, failures: bool = True) -> None:
-        self._session = session
-        self._failures = failures
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from pytest_sandbox.errors import SandboxError
-
-        if not isinstance(error, SandboxError):
-            return
-        from pytest_sandbox.session import is_absence
-
-        text = self._session.mask(str(error))
-        if error.details:
-            text += f"\n{self._session.mask(error.details)}"
-        if is_absence(error) and not self._session.settings.require:
-            pytest.skip(text)
-        if self._failures:
-            pytest.fail(text, pytrace=False)
-
-
-def _mark_keywords(item: pytest.Item) -> dict[str, Any]:
-    """The keywords of all `sandbox` marks of a test, key by key; the closest mark wins."""
-    from pytest_sandbox.errors import UsageError
-
-    keywords: dict[str, Any] = {}
-    for mark in item.iter_markers("sandbox"):
-        if mark.args:
-            msg = f"@pytest.mark.sandbox takes keywords only, got {mark.args!r}"
-            raise UsageError(msg, next_step='write it like sandbox(family="alpine")')
-        for key, value in mark.kwargs.items():
-            keywords.setdefault(key, value)
-    return keywords
-
-
-def _required(item: pytest.Item) -> list[str]:
-    """The names of all requires_system marks, each once, outermost first."""
-    from pytest_sandbox.errors import UsageError
-
-    names: list[str] = []
-    for mark in item.iter_markers("requires_system"):
-        if mark.kwargs or not mark.args or not all(isinstance(name, str) for name in mark.args):
-            msg = f"@pytest.mark.requires_system takes recipe names, got {mark.args!r}"
-            raise UsageError(msg, next_step='write it like requires_system("docker")')
-        names[:0] = [name for name in mark.args if name not in names]
-    return names
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("requires_system") is None:
@@ -441,8 +184,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     from pytest_sandbox.hostcheck import lacking
 
-    with _explained(state.session):
-        for name in _required(item):
+    with explained(state.session):
+        for name in required(item):
             reason = lacking(state.session.recipe(name))
             if reason:
                 pytest.skip(reason)
@@ -469,10 +212,10 @@ def pytest_runtest_makereport(
 
     state = item.config.stash[STATE]
     keep = state.settings.keep
-    for number, sandbox in enumerate(used, 1):
-        text = describe_sandbox(sandbox)
+    for number, one in enumerate(used, 1):
+        text = describe_sandbox(one)
         if (keep == "always" and call.when == "call") or (keep == "failed" and report.failed):
-            text += f"\nenter it: {_kept(sandbox)}"
+            text += f"\nenter it: {_kept(one)}"
         if report.failed:
             title = f"Sandbox {number}" if len(used) > 1 else "Sandbox"
             report.sections.append((title, state.session.mask(text)))
@@ -499,8 +242,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         return None
     state = config.stash[STATE]
     names = ", ".join(target.id for target in state.targets)
-    runtime = state.settings.runtime
-    return f"sandbox: runtime {runtime}, {len(state.targets)} targets ({names})"
+    count = "1 target" if len(state.targets) == 1 else f"{len(state.targets)} targets"
+    return f"sandbox: runtime {state.settings.runtime}, {count} ({names})"
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -517,7 +260,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("sandbox: recipes x targets")
         for line in table:
             terminalreporter.write_line(line)
-    if "s" in terminalreporter.reportchars or "a" in terminalreporter.reportchars.lower():
+    shown = set(terminalreporter.reportchars.lower())
+    if not shown & set("sa"):
+        for line in state.board.absences():
+            terminalreporter.write_line(f"sandbox: {line}")
+    else:
         for nodeid, reason in state.board.unsupported:
             terminalreporter.write_line(f"UNSUPPORTED {nodeid}: {reason}")
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 HEADLINE: Final = "sandbox.headline"
 """The user property that carries a failure's headline to the summary, also from a worker."""
 
+ABSENT: Final = "sandbox: "
+"""Begins the reason of a skip for want of an engine or a base."""
+
 _ITEM: Final = re.compile(r"::install\[(?P<target>[^\]]+)\]$")
 _WORDS: Final = {"passed": "ok", "failed": "FAILED", "skipped": "-", "error": "ERROR"}
 _RANK: Final = {"": 0, "passed": 1, "skipped": 2, "failed": 3, "error": 4}
@@ -45,7 +48,20 @@ class Board:
     def __init__(self) -> None:
         self._cells: dict[str, dict[str, str]] = {}
         self._headlines: list[tuple[str, str]] = []
+        self._absent: dict[str, int] = {}
         self.unsupported: list[tuple[str, str]] = []
+
+    def absent(self, report: pytest.TestReport) -> None:
+        """Count a test that was skipped for want of an engine or a base."""
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            if reason.startswith(ABSENT):
+                text = reason.removeprefix(ABSENT)
+                self._absent[text] = self._absent.get(text, 0) + 1
+
+    def absences(self) -> list[str]:
+        """One line for each reason why tests were skipped for want of an engine or a base."""
+        return [f"{count} skipped: {text}" for text, count in sorted(self._absent.items())]
 
     def add(self, report: pytest.TestReport) -> None:
         """Take one report in; reports of other tests are passed over."""

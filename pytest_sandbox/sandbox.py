@@ -6,15 +6,22 @@ import io
 import os
 import shlex
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from pytest_sandbox.errors import CommandFailed, StepFailed, UsageError
+from pytest_sandbox.errors import (
+    CommandFailed,
+    SandboxError,
+    SandboxTimeout,
+    StepFailed,
+    UsageError,
+)
 from pytest_sandbox.install import Installer, RequirementMissing
-from pytest_sandbox.limits import PROFILES, Limits, parse_size
+from pytest_sandbox.keywords import Options, read_options
+from pytest_sandbox.limits import PROFILES, Limits
 from pytest_sandbox.runtimes.base import Changes, Mount, Result, Stats
-from pytest_sandbox.targets import FAMILIES, Target, match_targets
+from pytest_sandbox.targets import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,123 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Changes", "Limits", "Mount", "Result", "Sandbox", "Snapshot", "Stats"]
 
 _JOURNAL = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The keywords of the `sandbox` mark and of `sandbox_factory`, read and checked."""
-
-    target: Target | None = None
-    family: str = ""
-    arch: str = ""
-    limits: Mapping[str, Any] = field(default_factory=dict)
-    profile: str = "default"
-    network: Network | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    user: str = ""
-    cwd: str = "/"
-    mounts: tuple[Mount, ...] = ()
-    tmpfs: Mapping[str, int] = field(default_factory=dict)
-    no_new_privileges: bool = False
-    image: str = ""
-
-
-_LIMIT_KEYS = ("memory", "cpus", "pids", "timeout", "nofile", "disk", "output")
-_KEYS = (
-    "family",
-    "arch",
-    "target",
-    "profile",
-    "network",
-    "env",
-    "user",
-    "cwd",
-    "mounts",
-    "tmpfs",
-    "no_new_privileges",
-    "image",
-    *_LIMIT_KEYS,
-)
-
-
-def read_options(keywords: Mapping[str, Any], where: str) -> Options:
-    """Check the keywords of a mark or a factory call; raises UsageError that names the key
-    (`where` is the mark).
-    """
-    values: dict[str, Any] = {"limits": {}}
-    for key, value in keywords.items():
-        try:
-            if key in _LIMIT_KEYS:
-                values["limits"][key] = _limit(key, value)
-            else:
-                values[key] = _read(key, value)
-        except UsageError as wrong:
-            msg = f"{where}: {key}={value!r}: {wrong.what}"
-            raise UsageError(msg, next_step=wrong.next_step) from None
-    return Options(**values)
-
-
-def _limit(key: str, value: Any) -> float | int:
-    kind: type = float if key in {"cpus", "timeout"} else int
-    if key in {"memory", "disk", "output"}:
-        number: float = parse_size(value)
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        msg = "is no number"
-        raise UsageError(msg, next_step="write a number")
-    else:
-        number = kind(value)
-    if number <= 0:
-        msg = "is not above zero"
-        raise UsageError(msg, next_step="write a number above zero")
-    return number
-
-
-def _read(key: str, value: Any) -> Any:  # noqa: PLR0911 - one arm a key
-    match key:
-        case "network":
-            if isinstance(value, bool):
-                return "bridge" if value else "none"
-            return _one_of(value, ("none", "bridge", "host"))
-        case "family":
-            return _one_of(value, FAMILIES)
-        case "arch":
-            return _one_of(value, ("amd64", "arm64"))
-        case "profile":
-            return _one_of(value, tuple(PROFILES))
-        case "target":
-            return match_targets([str(value)])[0]
-        case "tmpfs":
-            pairs = (
-                value.items() if isinstance(value, dict) else ((path, 64 << 20) for path in value)
-            )
-            return {str(path): parse_size(size) for path, size in pairs}
-        case "mounts":
-            return tuple(_mount(item) for item in value)
-        case "env":
-            return {str(name): str(text) for name, text in dict(value).items()}
-        case "no_new_privileges":
-            return bool(value)
-        case "user" | "cwd" | "image":
-            return str(value)
-        case _:
-            msg = "unknown key"
-            raise UsageError(msg, next_step=f"use one of {', '.join(sorted(_KEYS))}")
-
-
-def _mount(item: Any) -> Mount:
-    mount = item if isinstance(item, Mount) else Mount(*item)
-    source = Path(mount.source).expanduser().absolute()
-    if not source.exists():
-        msg = f"{source} is not there"
-        raise UsageError(msg, next_step="make it first, or mend the path")
-    return Mount(source, mount.target, mount.read_only)
-
-
-def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        msg = f"unknown value {value!r}"
-        raise UsageError(msg, next_step=f"use one of {', '.join(allowed)}")
-    return str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +65,7 @@ class Sandbox:
         self._options = options
         self._plans = list(plans)
         self._forks: list[Sandbox] = []
+        self._env: dict[str, str] = {}
         self._touched = False
         self._closed = False
         self.journal: list[Result] = []
@@ -245,7 +136,17 @@ class Sandbox:
                 raise TypeError(msg)
         self._touched = True
         data = input.encode("utf-8", "surrogateescape") if isinstance(input, str) else input
-        result = self._system.run(words, timeout=timeout, env=env, cwd=cwd, user=user, input=data)
+        if self._env:
+            env = {**self._env, **(env or {})}
+        try:
+            result = self._system.run(
+                words, timeout=timeout, env=env, cwd=cwd, user=user, input=data
+            )
+        except SandboxError as error:
+            if isinstance(error, SandboxTimeout):
+                self._note(error.result)
+            # The reader's own line is what matters, not where in a runtime it was raised.
+            raise error.with_traceback(None) from None
         self._note(result)
         if check and not result.ok:
             said = (result.stderr.strip() or result.stdout.strip()).splitlines()
@@ -279,6 +180,7 @@ class Sandbox:
         installer = Installer(
             self._system, session.downloader, log=session.logs(self._system.id[:12])
         )
+        self._env.update(installed_environment(plan, self._options.env))
         try:
             installer.install(programs)
         except StepFailed as failed:
@@ -295,7 +197,8 @@ class Sandbox:
             self.notices += installer.notices
 
     def _adopt(self, plans: list[Plan], wanted: SystemRequirements) -> None:
-        if wanted.network and self._options.network is None:
+        asked = self._options.network or self._session.settings.network
+        if wanted.network and asked is None:
             network: Network | None = "bridge"
         else:
             network = None
@@ -421,7 +324,7 @@ class Sandbox:
     def snapshot(self) -> Snapshot:
         """A copy-on-write point of the file system; processes and tmpfs are not in it."""
         name = self._system.snapshot()
-        return Snapshot(name, self.target, self.limits, dict(self._options.env))
+        return Snapshot(name, self.target, self.limits, {**self._options.env, **self._env})
 
     def fork(self) -> Sandbox:
         """A second sandbox that starts from this one's files as they are now, with the same
@@ -446,6 +349,7 @@ class Sandbox:
         )
         child = Sandbox(self._session, system, self._options, self._plans)
         child._touched = True
+        child._env = dict(self._env)
         self._forks.append(child)
         return child
 
@@ -520,6 +424,17 @@ class _Stream(io.RawIOBase):
         return size
 
 
+def installed_environment(plan: Plan, given: Mapping[str, str]) -> dict[str, str]:
+    """What commands need to find an installed plan: PATH and the variables of its set_env steps.
+
+    What the user gave wins, and HOME stays the system's own.
+    """
+    from pytest_sandbox.plans.script import verify_environment
+
+    found = verify_environment(plan)
+    return {name: text for name, text in found.items() if name != "HOME" and name not in given}
+
+
 def plan_for(session: RunSession, recipe: Recipe, target: Target, version: str | None) -> Plan:
     """The recipe's plan; `version` wins over the run's own settings."""
     if version is None:
@@ -553,19 +468,22 @@ def open_sandbox(
     ImageUnavailable, BuildFailed.
     """
     options = read_options(keywords, where)
-    target = _target(session, options, snapshot)
+    target = target_of(session, options, snapshot)
     recipes = [session.recipe(name) for name in requires]
     plans = [session.plan(recipe, target) for recipe in recipes]
     if snapshot is not None:
         image = snapshot.name
     elif options.image:
+        if plans:
+            msg = f"{where}: image={options.image!r} cannot get what {', '.join(requires)} require"
+            raise UsageError(msg, next_step="leave image= or requires_system out")
         session.base(target, options.image)
         image = options.image
     else:
         image = _image(session, plans, target)
     limits = session.settings.limits(PROFILES[options.profile]).override(**options.limits)
-    if snapshot is not None and not options.limits:
-        limits = snapshot.limits
+    if snapshot is not None:
+        limits = snapshot.limits.override(**options.limits)
     network = options.network or cast("Network", session.settings.network or "none")
     system = session.start(
         image,
@@ -573,7 +491,7 @@ def open_sandbox(
         limits,
         network=network,
         no_new_privileges=options.no_new_privileges,
-        env={**(snapshot.spec_env if snapshot else {}), **options.env},
+        env=options.env,
         user=options.user,
         cwd=options.cwd,
         mounts=options.mounts,
@@ -581,11 +499,14 @@ def open_sandbox(
         purpose=purpose,
     )
     sandbox = Sandbox(session, system, options, plans)
-    sandbox._touched = snapshot is not None
+    if snapshot is not None:
+        sandbox._touched = True
+        sandbox._env = {k: v for k, v in snapshot.spec_env.items() if k not in options.env}
     return sandbox
 
 
-def _target(session: RunSession, options: Options, snapshot: Snapshot | None) -> Target:
+def target_of(session: RunSession, options: Options, snapshot: Snapshot | None = None) -> Target:
+    """The target that keywords name: theirs, the snapshot's, else debian on the engine's arch."""
     if options.target is not None:
         return options.target
     if snapshot is not None:

@@ -331,7 +331,7 @@ class RunSession:
         spec = SandboxSpec(
             image=image,
             target=target,
-            limits=limits.override(cpus=min(limits.cpus, float(self.info.cpus))),
+            limits=self.held(limits),
             network=network,
             no_new_privileges=no_new_privileges,
             env={**self.environment(target, network), **(env or {})},
@@ -345,6 +345,23 @@ class RunSession:
         with self._lock:
             self._open.add(system)
         return system
+
+    def held(self, limits: Limits) -> Limits:
+        """The limits as this engine can hold them: no more CPUs than it has, disk 0 for none."""
+        return limits.override(
+            cpus=min(limits.cpus, float(self.info.cpus)),
+            disk=limits.disk if self.info.disk_limit else 0,
+        )
+
+    def shortfalls(self, limits: Limits) -> list[str]:
+        """Which of the limits this engine cannot hold as they are, in words for a report."""
+        notes = []
+        if limits.cpus > self.info.cpus:
+            notes.append(f"{limits.cpus:g} CPUs were asked for; the engine has {self.info.cpus}")
+        if limits.disk and not self.info.disk_limit:
+            storage = self.info.storage or "its storage"
+            notes.append(f"no disk limit is held: {storage} of the engine cannot set one")
+        return notes
 
     def release(self, system: System) -> None:
         """End a system off the caller's path; `close` waits for all of them."""

@@ -81,7 +81,11 @@ def test_marks_merge_key_by_key_and_the_closest_wins(suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("mark", "said"),
     [
-        ("sandbox(memroy='1g')", "*memroy='1g': unknown key*"),
+        ("sandbox(memroy='1g')", "*@pytest.mark.sandbox: memroy='1g': unknown key*"),
+        ("sandbox(pids=1.5)", "*pids=1.5: is no whole number*"),
+        ("sandbox(env='abc')", "*env='abc': is no mapping*"),
+        ("sandbox(no_new_privileges='no')", "*no_new_privileges='no': unknown value*"),
+        ("sandbox(target='linux/amd64/debian', family='suse')", "*say the same thing twice*"),
         ("sandbox(family='debain')", "*family='debain': unknown value*"),
         ("sandbox(memory='lots')", "*memory='lots'*is no size*"),
         ("sandbox('alpine')", "*takes keywords only*"),
@@ -279,3 +283,100 @@ def test_everything_without_an_engine_works_without_an_engine(
         assert result.ret == 0, args
     result = suite(source, "--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.sandbox(*", "@pytest.mark.requires_system(*"])
+
+
+HELLO = """\
+[metadata]
+name = "hello"
+
+[[steps]]
+action = "run_command"
+command = "printf '#!/bin/sh\\necho hello $GREETED\\n' > hello"
+
+[[steps]]
+action = "chmod"
+files = ["hello"]
+
+[[steps]]
+action = "install_binaries"
+binaries = ["hello"]
+
+[[steps]]
+action = "set_env"
+vars = [{ name = "GREETED", value = "world" }]
+
+[verify]
+command = "hello"
+pattern = "hello world"
+"""
+
+
+def test_what_a_plan_installed_is_on_the_path(suite: Suite, pytester: pytest.Pytester) -> None:
+    pytester.path.joinpath("recipes/hello.toml").write_text(HELLO)
+    suite(
+        """
+        def test_install(sandbox):
+            assert sandbox.run(["hello"]).returncode == 127
+            sandbox.install("hello")
+            assert sandbox.run(["hello"], check=True).stdout == "hello world\\n"
+            assert sandbox.fork().run(["hello"]).ok
+            assert sandbox.run(["printenv", "HOME"]).stdout == "/root\\n"
+
+        def test_installed(installed, sandbox_factory):
+            first = installed("hello")
+            assert first.run(["hello"]).stdout == "hello world\\n"
+            assert sandbox_factory(snapshot=first.snapshot()).run(["hello"]).ok
+        """
+    ).assert_outcomes(passed=2)
+
+
+def test_the_runs_network_setting_holds_for_install_too(
+    suite: Suite, pytester: pytest.Pytester
+) -> None:
+    pytester.path.joinpath("recipes/hello.toml").write_text(HELLO)
+    suite(
+        """
+        def test_it(sandbox):
+            sandbox.install("hello")
+            assert sandbox.system.spec.network == "none"
+        """,
+        "--sandbox-network=none",
+    ).assert_outcomes(passed=1)
+
+
+def test_limits_show_what_holds(suite: Suite) -> None:
+    suite(
+        """
+        import os, pytest
+
+        @pytest.mark.sandbox(cpus=64, disk="1g")
+        def test_it(sandbox, sandbox_runtime, sandbox_factory):
+            info = sandbox_runtime.info()
+            assert sandbox.limits.cpus == info.cpus
+            assert bool(sandbox.limits.disk) == info.disk_limit
+            small = sandbox_factory(memory="64m")
+            assert sandbox_factory(snapshot=small.snapshot(), timeout=50).limits.memory == 64 << 20
+        """
+    ).assert_outcomes(passed=1)
+
+
+def test_a_command_that_ran_out_of_time_is_in_the_report(suite: Suite) -> None:
+    result = suite(
+        """
+        def test_it(sandbox):
+            sandbox.run(["sh", "-c", "echo halfway; sleep 60"], timeout=1)
+        """
+    )
+    result.stdout.fnmatch_lines(["*echo halfway; sleep 60*", "*| halfway"])
+    result.stdout.fnmatch_lines(["FAILED test_it.py::test_it - install: timeout: *"])
+    assert "docker_system.py" not in result.stdout.str()
+
+
+def test_absence_is_said_without_asking(
+    suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{pytester.path}/nothing.sock")
+    monkeypatch.delenv("PYTEST_SANDBOX_REQUIRE", raising=False)
+    result = suite("def test_it(sandbox): pass\n")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["sandbox: 1 skipped: image: host: *next: *"])
