@@ -31,6 +31,9 @@ class Setting(NamedTuple):
         return f"PYTEST_SANDBOX_{self.key.upper()}"
 
 
+RUNTIMES: Final = ("auto", "docker", "podman", "fake")
+"""The names that `--sandbox-runtime` knows; it takes an address (`unix://...`) too."""
+
 SETTINGS: Final = (
     Setting("runtime", "text", "Engine to use; auto takes the first that answers", "NAME"),
     Setting("target", "list", "Systems to install on, like linux/*/alpine or debian", "GLOB"),

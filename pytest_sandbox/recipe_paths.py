@@ -6,7 +6,14 @@ import re
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.targets import FAMILIES, LINUX_TARGETS, Target, host_arch, match_targets
+from pytest_sandbox.targets import (
+    FAMILIES,
+    LINUX_TARGETS,
+    Target,
+    host_arch,
+    match_targets,
+    on_this_arch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -116,7 +123,5 @@ def targets_of(settings: Settings) -> tuple[Target, ...]:
     UsageError for a pattern that names nothing.
     """
     if settings.target:
-        arch = host_arch()
-        asked = [f"linux/{arch}/{one}" if one in FAMILIES else one for one in settings.target]
-        return tuple(match_targets(asked, LINUX_TARGETS))
+        return tuple(match_targets(on_this_arch(settings.target), LINUX_TARGETS))
     return tuple(Target("linux", host_arch(), family) for family in FAMILIES)

@@ -5,13 +5,14 @@ Precedence is mark > option > environment > ini, the order of pytest-timeout.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import UsageError
 from pytest_sandbox.limits import Limits, parse_size
-from pytest_sandbox.options import SETTINGS, Kind, Setting
+from pytest_sandbox.options import RUNTIMES, SETTINGS, Kind, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,16 +34,18 @@ _AGE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
 
 
 def parse_age(value: str | float) -> float:
-    """Seconds from `7d`, `12h`, `90m`, `30s`; a plain number is days. Raises UsageError."""
-    if isinstance(value, int | float):
-        return float(value) * _DAY
-    text = value.strip().lower()
+    """Seconds from `7d`, `12h`, `90m`, `30s`; a plain number is days. Raises UsageError, also for
+    what is below zero or not finite.
+    """
+    text = str(value).strip().lower()
     unit = text[-1:] if text[-1:] in _AGE_UNITS else "d"
     try:
         seconds = float(text.removesuffix(unit)) * _AGE_UNITS[unit]
     except ValueError:
+        seconds = math.nan
+    if not (seconds >= 0 and math.isfinite(seconds)):
         msg = f"{value!r} is no age"
-        raise UsageError(msg, next_step="write a number with s, m, h, d or w, like 7d") from None
+        raise UsageError(msg, next_step="write a number with s, m, h, d or w, like 7d")
     return seconds
 
 
@@ -53,6 +56,9 @@ def _number(kind: Callable[[str], Any], word: str) -> Callable[[Any], Any]:
         except (TypeError, ValueError):
             msg = f"{value!r} is no {word}"
             raise UsageError(msg, next_step=f"write a {word}") from None
+        if number in (math.inf, -math.inf) or number != number:  # noqa: PLR0124 - nan alone is so
+            msg = f"{value!r} is not finite"
+            raise UsageError(msg, next_step=f"write a {word} above zero")
         if number <= 0:
             msg = f"{value!r} is not above zero"
             raise UsageError(msg, next_step=f"write a {word} above zero")
@@ -180,23 +186,53 @@ class Settings:
         return _pairs(self.base, "--sandbox-base", "--sandbox-base debian=debian:12")
 
 
+def _found(
+    setting: Setting,
+    option: Callable[[str], Any],
+    ini: Callable[[str], Any],
+    environ: Mapping[str, str],
+) -> tuple[Any, str] | None:
+    """The value as it is written, and where; None where nobody set it."""
+    given = option(setting.key)
+    if given not in (None, [], False):
+        return given, f"--sandbox-{setting.name}"
+    if environ.get(setting.variable):
+        return environ[setting.variable], f"environment variable {setting.variable}"
+    given = ini(setting.key)
+    return (given, f"ini key sandbox_{setting.key}") if given not in (None, [], "") else None
+
+
+def _check_runtime(name: str, source: str) -> None:
+    if name not in RUNTIMES and "://" not in name:
+        msg = f"{source}: unknown runtime {name!r}"
+        raise UsageError(
+            msg,
+            next_step=f"use one of {', '.join(RUNTIMES)}, or an address like "
+            "unix:///run/docker.sock",
+        )
+
+
 def read_settings(
-    option: Callable[[str], Any], ini: Callable[[str], Any], environ: Mapping[str, str]
+    option: Callable[[str], Any],
+    ini: Callable[[str], Any],
+    environ: Mapping[str, str],
+    *,
+    any_runtime: bool = False,
 ) -> Settings:
     """Settings from the three sources; `option` and `ini` take a key and give None (or nothing) if
     unset.
+
+    `any_runtime`: another plugin may give the runtime, so every name of one is taken. Raises
+    UsageError that names the source of a wrong value.
     """
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        given = option(setting.key)
-        if given not in (None, [], False):
-            values[setting.key] = read_value(setting, given, f"--sandbox-{setting.name}")
-        elif environ.get(setting.variable):
-            values[setting.key] = read_value(
-                setting, environ[setting.variable], f"environment variable {setting.variable}"
-            )
-        else:
-            given = ini(setting.key)
-            if given not in (None, [], ""):
-                values[setting.key] = read_value(setting, given, f"ini key sandbox_{setting.key}")
+        found = _found(setting, option, ini, environ)
+        if found is None:
+            continue
+        given, source = found
+        value = read_value(setting, given, source)
+        if setting.key == "runtime" and not any_runtime:
+            _check_runtime(value, source)
+        values[setting.key] = value
     return Settings(**values, given=frozenset(values))

@@ -46,7 +46,9 @@ class State:
                 return self.config.getini(f"sandbox_{key}")
 
             try:
-                self._settings = read_settings(option, ini, os.environ)
+                # A conftest or plugin that gives runtimes knows names that we do not.
+                others = bool(self.config.hook.pytest_sandbox_runtime.get_hookimpls())
+                self._settings = read_settings(option, ini, os.environ, any_runtime=others)
             except UsageError as wrong:
                 msg = f"{wrong.what}; next: {wrong.next_step}"
                 raise pytest.UsageError(msg) from None

@@ -133,6 +133,15 @@ def match_targets(patterns: Iterable[str], among: Iterable[Target] = LINUX_TARGE
     return [target for target in among if target in chosen]
 
 
+def on_this_arch(patterns: Iterable[str]) -> list[str]:
+    """The patterns of a command line or a setting, where a bare family (`alpine`) asks for this
+    machine's architecture alone.
+    """
+    arch = host_arch()
+    words = [pattern.strip() for pattern in patterns]
+    return [f"linux/{arch}/{word}" if word in FAMILIES else word for word in words]
+
+
 def family_of(identifier: str, id_like: Iterable[str] = ()) -> str:
     """The family of a distribution by its ID, then by each ID_LIKE word; raises UsageError for an
     unknown one.

@@ -16,7 +16,7 @@ from pytest_sandbox.plans.catalogue import Catalogue
 from pytest_sandbox.recipe_paths import folders
 from pytest_sandbox.recipes.load import find_recipes
 from pytest_sandbox.settings import SETTINGS, Settings, read_settings
-from pytest_sandbox.targets import ALL_TARGETS, Target, host_arch, match_targets
+from pytest_sandbox.targets import ALL_TARGETS, Target, host_arch, match_targets, on_this_arch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,10 @@ _FILES: Final = (
 def cli_settings(**options: Any) -> Settings:
     """The settings as a run in this folder would have them; `options` win. Raises UsageError."""
     ini = _project_table(Path.cwd())
-    return read_settings(options.get, lambda key: ini.get(f"sandbox_{key}"), os.environ)
+    # Most verbs need no engine, and the project's own plugins may know more names than we do.
+    return read_settings(
+        options.get, lambda key: ini.get(f"sandbox_{key}"), os.environ, any_runtime=True
+    )
 
 
 def _project_table(folder: Path) -> Mapping[str, Any]:
@@ -94,8 +97,11 @@ def catalogue_for(paths: Sequence[str], extra: Sequence[str], settings: Settings
 
 
 def chosen_targets(patterns: Sequence[str], default: Sequence[Target]) -> Sequence[Target]:
-    """The targets that `--target` names, else the default. Raises UsageError."""
-    return match_targets(patterns, ALL_TARGETS) if patterns else default
+    """The targets that `--target` names, else the default. Raises UsageError.
+
+    A bare family means this machine's architecture, as it does for pytest.
+    """
+    return match_targets(on_this_arch(patterns), ALL_TARGETS) if patterns else default
 
 
 def default_target() -> tuple[Target, ...]:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import RuntimeUnavailable, UsageError
+from pytest_sandbox.options import RUNTIMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_sandbox.runtimes.base import Runtime, RuntimeInfo
-
-RUNTIMES = ("auto", "docker", "podman", "fake")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from pytest_sandbox.cli import inspect, plan, spec
 from pytest_sandbox.errors import UsageError
 from pytest_sandbox.images.name import PREFIX
+from pytest_sandbox.targets import FAMILIES, host_arch
 
 JQ = """
 [metadata]
@@ -54,7 +56,9 @@ def recipes(tmp_path, monkeypatch):
         (folder / f"{name}.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTEST_SANDBOX_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("pytest_sandbox.provision.certificates.extra_certificates", lambda: ())
+    # By the module that the verbs get: runs of pytester in this process leave two of a name.
+    certificates = import_module("pytest_sandbox.provision.certificates")
+    monkeypatch.setattr(certificates, "extra_certificates", lambda: ())
     return folder
 
 
@@ -67,6 +71,22 @@ def call(command, *args, status=0):
 def lines(*args, status=0):
     out = call(inspect.command, "--json", *args, status=status)
     return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_bare_family_is_of_this_machine(recipes):
+    path = str(recipes / "runs.toml")
+    arch = host_arch()
+    assert [line["target"] for line in lines(path, "--target=debian")] == [f"linux/{arch}/debian"]
+    assert [line["target"] for line in lines(path, "--target=linux/*/debian")] == [
+        "linux/amd64/debian",
+        "linux/arm64/debian",
+    ]
+    wide = [line["target"] for line in lines(path, "--target=arm64", "--target= suse ")]
+    assert set(wide) == {
+        *(f"linux/arm64/{family}" for family in FAMILIES),
+        "darwin/arm64",
+        f"linux/{arch}/suse",
+    }
 
 
 def test_one_line_for_every_recipe_and_target(recipes):
