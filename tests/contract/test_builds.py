@@ -193,11 +193,13 @@ def test_a_build_whose_process_is_killed_is_reaped(
         if "sleep 60" in line:
             break
     time.sleep(0.5)
+    held = left(runtime, request)
     runtime.reap(lambda _owner, _created: False)
-    assert left(runtime, request) != []
+    kept = left(runtime, request)
     child.kill()
     child.wait()
     child.stdout.close()
+    assert kept == held, "a build that is under way was touched"
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline and left(runtime, request):
         runtime.reap(lambda owner, _created: owner.run == RUN + "-nobody")
