@@ -46,7 +46,7 @@ def mark_used(name: str) -> None:
 def last_use(info: ImageInfo) -> float:
     """When an image was last used, as POSIX time; its creation where nothing was noted since."""
     try:
-        return max(_marker("used", info.name).stat().st_mtime, info.created)
+        return _marker("used", info.name).stat().st_mtime
     except OSError:
         return info.created
 
