@@ -24,7 +24,7 @@ from pytest_sandbox.images.requirements import (
     collect_requirements,
     says_nothing,
 )
-from pytest_sandbox.images.spec import derive_spec
+from pytest_sandbox.images.spec import derive_spec, no_base_reason
 from pytest_sandbox.limits import PROFILES
 from pytest_sandbox.plans.dependencies import dependency_tree, flatten
 from pytest_sandbox.plans.resolve import plan_steps
@@ -64,10 +64,12 @@ class System(msgspec.Struct, frozen=True):
     image: str | None
     network: str
     limits: LimitsView
+    note: str = ""
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One recipe on one target."""
+    """One recipe on one target. `supported` is what the recipe says; `note` tells why there is no
+    base image for a target that it supports."""
 
     path: str
     name: str
@@ -83,6 +85,7 @@ class Line(msgspec.Struct, frozen=True):
     limits: LimitsView
     dependencies: tuple[str, ...]
     missing_dependencies: tuple[str, ...]
+    note: str
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -147,6 +150,7 @@ class Inspector:
             limits=system.limits,
             dependencies=tuple(needed.recipe.name for needed in below),
             missing_dependencies=tree.missing,
+            note=system.note,
         )
 
     def _telling_steps(self, recipe: Recipe, target: Target) -> tuple[PlanStep, ...]:
@@ -177,13 +181,19 @@ class Inspector:
         if target.os != "linux":
             return System(wanted.packages, wanted.repositories, None, None, network, view)
         plain = wanted.empty and not wanted.network
+        family = self._families[target.family]
+        note = no_base_reason(family, target)
+        if note:  # what the system must have can be said all the same
+            family = msgspec.structs.replace(family, arches=(target.arch,))
         spec = derive_spec(
             wanted,
             target,
-            families=self._families,
+            families={family.name: family},
             certificates=() if plain else _certificates(),
             base_digests={} if plain else self._base_digests(target.arch),
         )
+        if note:
+            return System(spec.packages, spec.repositories, None, None, network, view, note)
         image = None if spec.plain else image_name(spec, self._settings.image_prefix)
         return System(spec.packages, spec.repositories, spec.reference, image, network, view)
 
@@ -277,7 +287,7 @@ def _table(lines: Iterator[Line | Fault]) -> int:
         steps = ", ".join(line.steps) if line.supported else f"unsupported: {line.reason}"
         packages = " ".join(name for names in line.packages.values() for name in names)
         needs = [*line.dependencies, *(f"{name} (not found)" for name in line.missing_dependencies)]
-        image = line.image or line.base_image or ""
+        image = line.image or line.base_image or line.note
         cells = (line.name, line.target, steps, packages, image.partition("@")[0], " ".join(needs))
         table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
     if table.row_count:

@@ -34,7 +34,8 @@ class Infrastructure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
     """One Linux family. `image` is the base's reference, `suite` its release where bootstrapping
-    needs it, `ppa_image` the base instead of it where a PPA is asked for."""
+    needs it, `arches` the architectures that the image is made for, `ppa_image` the base instead of
+    it where a PPA is asked for."""
 
     name: str
     manager: str
@@ -60,6 +61,8 @@ def load_families(
 
     `file` is a TOML file of the user's (or JSON, by its suffix); its tables replace what the
     package ships, key by key. `overrides` maps family names to base images and wins over both.
+    An image of the user's own counts as made for every architecture, unless the file says
+    `arches`.
     Raises UsageError that names file and key.
     """
     families = _shipped() if file is None else _merged(file)
@@ -71,7 +74,7 @@ def load_families(
             msg = f"base image {reference!r}: unknown family {name!r}"
             raise UsageError(msg, next_step=f"use one of {', '.join(FAMILIES)}")
         found[name] = msgspec.structs.replace(
-            found[name], image=_reference(reference, f"base image of {name}")
+            found[name], image=_reference(reference, f"base image of {name}"), arches=ARCHES
         )
     return found
 
@@ -111,6 +114,8 @@ def _merged(file: Path) -> Mapping[str, Family]:
         if name not in merged or not isinstance(table, dict):
             msg = f"{file}: {name}: is no family with a table of its own"
             raise UsageError(msg, next_step=f"use one of {', '.join(FAMILIES)}")
+        if table.get("image", merged[name]["image"]) != merged[name]["image"]:
+            merged[name].pop("arches", None)  # what is known of ours says nothing of another image
         merged[name].update(table)
     return _families(merged, str(file))
 

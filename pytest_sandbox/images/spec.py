@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_sandbox.errors import Blame, SpecError
+from pytest_sandbox.errors import Blame, ImageUnavailable, SpecError
 from pytest_sandbox.images.dockerfile import (
     certificate_commands,
     group_commands,
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.images.families import Family
     from pytest_sandbox.images.requirements import Mode, SystemRequirements
+
+
+class NoBase(SpecError, ImageUnavailable):
+    """The family has no base image for the target's architecture: no spec, and an absence like a
+    base that cannot be pulled.
+    """
+
+    blame = Blame.UNSUPPORTED
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,13 +92,15 @@ def derive_spec(
     `base_digests` maps references (without a digest) of bases that were bootstrapped for the
     target's architecture to the SHA-256 of their content, which then takes the digest's place.
     Raises SpecError for managers of different families, a manager that is not the target's, and a
-    family that is not known.
+    family that is not known; NoBase for one that has no base for the target's architecture.
     """
     family = families.get(target.family)
     if target.os != "linux" or family is None:
         msg = f"there are no images for {target}"
         raise SpecError(msg, blame=Blame.UNSUPPORTED, next_step="choose a Linux target")
     check_managers(requirements, target)
+    if reason := no_base_reason(family, target):
+        raise NoBase(reason, next_step=f"name one that has it: --sandbox-base {family.name}=IMAGE")
     packages = augment(requirements.packages, family, requirements.infrastructure)
     repositories = requirements.repositories
     reference = family.image
@@ -120,6 +130,16 @@ def derive_spec(
             f"service {name} is not started: a sandbox has no init system"
             for name in requirements.services
         ),
+    )
+
+
+def no_base_reason(family: Family, target: Target) -> str:
+    """Why `family` has no base image for the target's architecture; empty where it has one."""
+    if target.arch in family.arches:
+        return ""
+    name = untagged(family.image)[0]
+    return f"{family.name} has no base image for {target.arch}: {name} is for " + ", ".join(
+        family.arches
     )
 
 

@@ -38,6 +38,17 @@ def test_a_file_replaces_only_what_it_names(tmp_path):
     assert found["alpine"] == load_families()["alpine"]
 
 
+def test_an_image_of_the_user_s_own_is_for_every_architecture_unless_the_file_says(tmp_path):
+    file = tmp_path / "families.toml"
+    for text, arches in (
+        ('suite = "rolling"', ("amd64",)),
+        ('image = "example.org/arch"', ("amd64", "arm64")),
+        ('image = "example.org/arch"\narches = ["arm64"]', ("arm64",)),
+    ):
+        file.write_text(f"[arch]\n{text}\n")
+        assert load_families(file)["arch"].arches == arches
+
+
 def test_the_registrys_own_file_is_understood(tmp_path):
     file = tmp_path / "container-images.json"
     file.write_text(json.dumps(FACTS))

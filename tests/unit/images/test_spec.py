@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_sandbox.errors import SpecError
+from pytest_sandbox.errors import ImageUnavailable, SpecError
 from pytest_sandbox.images.families import load_families
 from pytest_sandbox.images.name import image_hash, image_key, image_name
 from pytest_sandbox.images.requirements import NOTHING, Repository, SystemRequirements, merged
@@ -67,6 +67,16 @@ def test_bases_and_conflicts_are_the_registrys(case):
 def test_a_manager_of_another_family():
     with pytest.raises(SpecError, match='"apt" is for debian, but the target is linux/amd64/arch'):
         spec_for(needs(["jq"]), Target.parse("linux/amd64/arch"))
+
+
+def test_no_base_for_an_architecture_is_unsupported_and_an_absence():
+    target = Target.parse("linux/arm64/arch")
+    with pytest.raises(SpecError, match=r"has no base image for arm64: .* is for amd64") as it:
+        spec_for(NOTHING, target)
+    assert it.value.blame == "unsupported"
+    assert isinstance(it.value, ImageUnavailable)
+    own = load_families(overrides={"arch": "example.org/arch:arm"})
+    assert spec_for(NOTHING, target, families=own).base == "example.org/arch:arm"
 
 
 def test_no_images_off_linux():

@@ -110,7 +110,35 @@ def test_one_line_for_every_recipe_and_target(recipes):
         "limits",
         "dependencies",
         "missing_dependencies",
+        "note",
     ]
+
+
+def test_a_target_without_a_base_image_is_supported_and_noted(recipes):
+    path = str(recipes / "runs.toml")
+    found = {line["target"]: line for line in lines(path)}
+    arm = found["linux/arm64/arch"]
+    assert (arm["supported"], arm["reason"], arm["steps"]) == (True, "", ["run_command"])
+    assert arm["base_image"] is None
+    assert arm["image"] is None
+    assert arm["note"] == (
+        "arch has no base image for arm64: docker.io/library/archlinux:base is for amd64"
+    )
+    assert [target for target, line in found.items() if line["note"]] == ["linux/arm64/arch"]
+    assert arm["packages"] == found["linux/amd64/arch"]["packages"]
+    (own,) = lines(path, "--target=linux/arm64/arch", "--base=arch=example.org/arch:arm")
+    assert (own["base_image"], own["note"]) == ("example.org/arch:arm", "")
+
+
+def test_spec_has_none_for_a_target_without_a_base_image(recipes):
+    done = CliRunner().invoke(
+        spec.command, [str(recipes / "runs.toml"), "--target=arch-arm64"], standalone_mode=False
+    )
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(
+        "pytest-sandbox: image: unsupported: arch has no base image for arm64: "
+    )
 
 
 def test_what_a_line_says(recipes):

@@ -72,6 +72,8 @@ def test_every_pair_has_a_plan_and_at_most_one_image(recipes, known):
     families = load_families()
     images = set()
     for one, target in runnable(recipes):
+        if target.arch not in families[target.family].arches:
+            continue
         plan = resolve(one, target, catalogue=known, need_versions=False)
         spec = derive_spec(requirements_of(plan, target), target, families=families)
         assert len(spec.packages) <= 1
