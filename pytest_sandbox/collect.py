@@ -169,7 +169,6 @@ class RecipeItem(pytest.Function):
     def prove(self) -> None:
         """Run the pipeline; raises SandboxError for a failure, skips where nothing was proved."""
         from pytest_sandbox.pipeline import Outcome, Proof, Unproved
-        from pytest_sandbox.session import is_absence, wanted_by_name
 
         outcome = Outcome(self.tool, self.target)
         self.stash[OUTCOME] = outcome
@@ -188,7 +187,7 @@ class RecipeItem(pytest.Function):
         except Unproved as reason:
             pytest.skip(session.mask(_one_line(reason)))
         except SandboxError as error:
-            if is_absence(error) and not wanted_by_name(session.settings):
+            if session.may_skip(error):
                 whose = "" if isinstance(error, RuntimeUnavailable) else f"{self.target.family}: "
                 pytest.skip(session.mask(f"{ABSENT}{whose}{error}"))
             raise

@@ -22,6 +22,10 @@ def sandbox_runtime(pytestconfig: pytest.Config) -> Runtime:
     --sandbox-require.
     """
     session = pytestconfig.stash[STATE].session
+    if session.main:
+        from pytest_sandbox.signals import end_on_sigterm
+
+        end_on_sigterm(pytestconfig)
     with explained(session):
         return session.runtime
 
@@ -39,9 +43,13 @@ def sandbox_factory(
     opened: list[Sandbox] = item.stash.setdefault(SANDBOXES, [])
 
     def start(*, snapshot: Any = None, **keywords: Any) -> Sandbox:
-        from pytest_sandbox.sandbox import open_sandbox
+        from pytest_sandbox.errors import UsageError
+        from pytest_sandbox.sandbox import Snapshot, open_sandbox
 
         __tracebackhide__ = True
+        if snapshot is not None and not isinstance(snapshot, Snapshot):
+            msg = f"sandbox_factory(): snapshot={snapshot!r} is no Snapshot"
+            raise UsageError(msg, next_step="give what sandbox.snapshot() returned")
         with explained(session, failures=False):
             sandbox = open_sandbox(
                 session,
@@ -57,6 +65,7 @@ def sandbox_factory(
     yield start
     for sandbox in opened:
         sandbox.close()
+    opened.clear()
 
 
 @pytest.fixture
@@ -108,13 +117,12 @@ class explained:
         if not isinstance(error, SandboxError):
             return
         from pytest_sandbox.reporting import ABSENT
-        from pytest_sandbox.session import is_absence
 
         text = self._session.mask(str(error))
         if error.details:
             text += f"\n{self._session.mask(error.details)}"
         try:
-            if is_absence(error) and not self._session.settings.require:
+            if self._session.may_skip(error):
                 pytest.skip(f"{ABSENT}{text}")
             if self._failures:
                 pytest.fail(text, pytrace=False)

@@ -86,6 +86,8 @@ class Installer:
     downloader: Downloader | None
     env: Mapping[str, str] = field(default_factory=step_environment)
     log: Path | None = None
+    timeout: float = 0.0
+    """What the install phase was given, in seconds, for the texts of errors."""
     deadline: float | None = None
     """time.monotonic() value at which the install phase must be over."""
     notices: list[str] = field(default_factory=list)
@@ -105,7 +107,10 @@ class Installer:
                 try:
                     self._perform(operation, program.label)
                 except SandboxTimeout as late:
-                    what = f"{late.what} in {program.label}"
+                    what = late.what
+                    if self.deadline is not None and time.monotonic() >= self.deadline:
+                        what = f"ran longer than {self.timeout:g} s"
+                    what = f"{what} in {program.label}"
                     raise SandboxTimeout(
                         what, late.result, phase=Phase.INSTALL, next_step=late.next_step
                     ) from late

@@ -107,6 +107,8 @@ def _read(key: str, value: Any) -> Any:  # noqa: PLR0911, PLR0912 - one arm a ke
         case "target":
             return match_targets([str(value)])[0]
         case "tmpfs":
+            if isinstance(value, str):
+                value = [value]
             pairs = (
                 value.items() if isinstance(value, dict) else ((path, 64 << 20) for path in value)
             )
@@ -121,14 +123,22 @@ def _read(key: str, value: Any) -> Any:  # noqa: PLR0911, PLR0912 - one arm a ke
         case "no_new_privileges":
             return _one_of(value, (True, False))
         case "user" | "cwd" | "image":
-            return str(value)
+            if not isinstance(value, str):
+                msg = "is no text"
+                raise UsageError(msg, next_step="write a string")
+            return value
         case _:
             msg = "unknown key"
             raise UsageError(msg, next_step=f"use one of {', '.join(sorted(_KEYS))}")
 
 
 def _mount(item: Any) -> Mount:
-    mount = item if isinstance(item, Mount) else Mount(*item)
+    if isinstance(item, tuple | list) and len(item) in {2, 3}:
+        item = Mount(*item)
+    if not isinstance(item, Mount) or not str(item.target).startswith("/"):
+        msg = f"{item!r} is no mount"
+        raise UsageError(msg, next_step='write it like Mount(Path("data"), "/data")')
+    mount = item
     source = Path(mount.source).expanduser().absolute()
     if not source.exists():
         msg = f"{source} is not there"

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from pytest_sandbox.limits import Limits
     from pytest_sandbox.plans.model import Plan, StepProgram
     from pytest_sandbox.proofs.verify import Check
-    from pytest_sandbox.runtimes.base import Network, Result, System
+    from pytest_sandbox.runtimes.base import Network, System
     from pytest_sandbox.session import ReadyImage, RunSession
     from pytest_sandbox.targets import Target
+
+
+_GRACE = 15.0
+"""Seconds: a command ends by its own deadline, so that its system is still there to be kept."""
 
 
 class Unproved(SandboxError):
@@ -48,7 +52,6 @@ class Outcome:
     blame: str = ""
     kept: str = ""
     log: Path | None = None
-    results: list[tuple[str, Result]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
     def properties(self) -> list[tuple[str, str]]:
@@ -89,6 +92,7 @@ class Proof:
     """The item's name, for folders and the names of sandboxes."""
     further: Callable[[System, Plan], object] | None = None
     """Proofs after verify, in the same system."""
+    _ends: float = 0.0
 
     def run(self) -> None:
         """From plan to verdict."""
@@ -178,22 +182,25 @@ class Proof:
             return
         # Verify on a second system, from the files alone: nothing that a step left running can
         # touch the verdict.
-        left = limits.override(timeout=max(1.0, limits.timeout - self._spent()))
         try:
-            with self._system(snapshot, left, "none", Phase.VERIFY, fenced=True) as system:
-                self._verify(system, plan, todo, left)
+            with self._system(snapshot, limits, "none", Phase.VERIFY, fenced=True) as system:
+                self._verify(system, plan, todo, limits)
         finally:
             self.session.discard(snapshot)
 
-    def _spent(self) -> float:
-        return self.outcome.phases.get(Phase.INSTALL, 0.0)
+    def _deadline(self, limits: Limits) -> float:
+        """When install and verify together must be over; the clock starts with the first call."""
+        if not self._ends:
+            self._ends = time.monotonic() + limits.timeout
+        return self._ends
 
     def _install(self, system: System, programs: Sequence[StepProgram], limits: Limits) -> None:
         installer = Installer(
             system,
             self.session.downloader,
             log=self.outcome.log,
-            deadline=time.monotonic() + limits.timeout,
+            timeout=limits.timeout,
+            deadline=self._deadline(limits),
         )
         with self._phase(Phase.INSTALL):
             try:
@@ -203,7 +210,6 @@ class Proof:
                     missing.what, phase=Phase.INSTALL, next_step=missing.next_step
                 ) from missing
             finally:
-                self.outcome.results += installer.results
                 self.outcome.notices += installer.notices
 
     def _verify(self, system: System, plan: Plan, todo: Sequence[Check], limits: Limits) -> None:
@@ -218,9 +224,8 @@ class Proof:
                 env=verify_environment(plan),
                 cwd=HOME if system.stat(HOME) else "/",
                 log=self.outcome.log,
-                timeout=limits.timeout,
+                timeout=max(1.0, self._deadline(limits) - time.monotonic()),
             )
-        self.outcome.results += [(check.name, result) for check, result in done]
         self.outcome.exit_status = done[-1][1].returncode
         if self.further is not None:
             with self._phase(Phase.PROVE):
@@ -247,7 +252,7 @@ class Proof:
             system = self.session.start(
                 image,
                 self.target,
-                limits,
+                limits.override(timeout=limits.timeout + _GRACE),
                 network=network,
                 no_new_privileges=fenced,
                 purpose=f"{self.name}-{self.target.id}",

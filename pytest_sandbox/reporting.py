@@ -38,7 +38,8 @@ def describe_sandbox(sandbox: Sandbox) -> str:
         lines.append(f"$ {shlex.join(result.argv)}  -> {result.returncode}{limit}")
     if sandbox.journal and not sandbox.journal[-1].ok:
         last = sandbox.journal[-1]
-        lines += [f"  | {text}" for text in (last.stdout + last.stderr).splitlines()[-_TAIL:]]
+        lines += [f"  | {text}" for text in last.tail.splitlines()[-_TAIL:]]
+    lines += [f"note: {notice}" for notice in sandbox.notices]
     return printable("\n".join(lines))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from pytest_sandbox import files
 from pytest_sandbox.errors import (
+    Blame,
     CommandFailed,
+    ImageUnavailable,
+    Phase,
     SandboxError,
+    SandboxGone,
     SandboxTimeout,
     StepFailed,
     UsageError,
@@ -24,18 +27,19 @@ from pytest_sandbox.runtimes.base import Changes, Mount, Result, Stats
 from pytest_sandbox.targets import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
     from pytest_sandbox.images.requirements import SystemRequirements
     from pytest_sandbox.plans.model import Plan
     from pytest_sandbox.recipes.model import Recipe
-    from pytest_sandbox.runtimes.base import Network, System
+    from pytest_sandbox.runtimes.base import LimitName, Network, System
     from pytest_sandbox.session import RunSession
 
 __all__ = ["Changes", "Limits", "Mount", "Result", "Sandbox", "Snapshot", "Stats"]
 
 _JOURNAL = 50
+_TAIL = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,21 @@ class Snapshot:
     target: Target
     limits: Limits
     spec_env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a report says of a command: no more than the end of its output, since many are kept."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    limit: LimitName | None
+    tail: str
+
+    @property
+    def ok(self) -> bool:
+        """Exit status 0, and no limit was hit."""
+        return self.returncode == 0 and self.limit is None
 
 
 class Sandbox:
@@ -68,7 +87,7 @@ class Sandbox:
         self._env: dict[str, str] = {}
         self._touched = False
         self._closed = False
-        self.journal: list[Result] = []
+        self.journal: list[Entry] = []
         self.notices: list[str] = []
 
     def __repr__(self) -> str:
@@ -134,7 +153,7 @@ class Sandbox:
             if not isinstance(word, str):
                 msg = f"argv holds {word!r}: every word must be a str"
                 raise TypeError(msg)
-        self._touched = True
+        self._use()
         data = input.encode("utf-8", "surrogateescape") if isinstance(input, str) else input
         if self._env:
             env = {**self._env, **(env or {})}
@@ -156,7 +175,10 @@ class Sandbox:
         return result
 
     def _note(self, result: Result) -> None:
-        self.journal.append(result)
+        tail = (result.stdout_bytes[-_TAIL:] + result.stderr_bytes[-_TAIL:]).decode(
+            "utf-8", "replace"
+        )
+        self.journal.append(Entry(result.argv, result.returncode, result.limit, tail))
         del self.journal[:-_JOURNAL]
 
     # -- recipes -------------------------------------------------------------------------------
@@ -171,6 +193,7 @@ class Sandbox:
         from pytest_sandbox.images.requirements import requirements_of
         from pytest_sandbox.plans.script import compile_plan
 
+        self._check_open()
         session = self._session
         found = session.recipe(recipe) if isinstance(recipe, str) else recipe
         plan = plan_for(session, found, self.target, version)
@@ -229,30 +252,10 @@ class Sandbox:
         kept.
 
         The copies belong to root. Raises FileNotFoundError for a missing source or a missing
-        folder above the target.
+        folder above the target, and what cp refuses (a file over a folder, or the reverse).
         """
-        from pytest_sandbox.archives import pack
-
-        self._touched = True
-        host = Path(source)
-        if not host.exists() and not host.is_symlink():
-            raise FileNotFoundError(2, "no such file to copy in", str(host))
-        parent, name = self._destination(target, host.name or host.resolve().name)
-        with tempfile.TemporaryFile(prefix="pytest-sandbox-") as tar:
-            pack(host, name, tar)
-            tar.seek(0)
-            self._system.put(tar, parent)
-
-    def _destination(self, target: str, name: str) -> tuple[str, str]:
-        path = self._absolute(target)
-        there = self._system.stat(str(path))
-        if target.endswith("/") or (there is not None and _is_folder(self._system, str(path))):
-            parent = path
-        else:
-            parent, name = path.parent, path.name
-        if not _is_folder(self._system, str(parent)):
-            raise FileNotFoundError(2, "no such folder in the sandbox", str(parent))
-        return str(parent), name
+        self._use()
+        files.copy_in(self._system, Path(source), target)
 
     def copy_out(self, source: str, target: str | os.PathLike[str]) -> None:
         """`cp -a` to the host: a folder to a new path becomes that path; mode and symlinks are
@@ -260,12 +263,9 @@ class Sandbox:
 
         Raises FileNotFoundError for a missing source.
         """
-        from pytest_sandbox.archives import unpack_to_host
-
-        self._touched = True
-        path = self._absolute(source)
-        stat, chunks = self._system.get(str(path))
-        unpack_to_host(stream_of(chunks), Path(target), stat.name)
+        self._use()
+        path = PurePosixPath(self._system.spec.cwd or "/") / source
+        files.copy_out(self._system, str(path), Path(target))
 
     def read_text(self, path: str, encoding: str = "utf-8") -> str:
         """The text of a file in the sandbox; raises FileNotFoundError, IsADirectoryError."""
@@ -273,56 +273,39 @@ class Sandbox:
 
     def read_bytes(self, path: str) -> bytes:
         """The bytes of a file in the sandbox; raises FileNotFoundError, IsADirectoryError."""
-        import tarfile
-
-        where = str(self._absolute(path))
-        for _ in range(40):  # as many symlinks as the kernel follows
-            stat, chunks = self._system.get(where)
-            with tarfile.open(fileobj=stream_of(chunks), mode="r|") as tar:
-                member = tar.next()
-                if member is None or member.isdir():
-                    raise IsADirectoryError(21, "is a folder in the sandbox", path)
-                if member.issym():
-                    where = str(PurePosixPath(where).parent / member.linkname)
-                    continue
-                source = tar.extractfile(member)
-                if source is None:
-                    msg = f"{path} in the sandbox is no regular file ({stat.mode:o})"
-                    raise OSError(msg)
-                return source.read()
-        raise OSError(40, "too many symlinks in the sandbox", path)
+        self._check_open()
+        return files.read(self._system, path)
 
     def write_text(
         self, path: str, text: str, *, mode: int = 0o644, encoding: str = "utf-8"
     ) -> None:
-        """Write a file of root's in the sandbox; raises FileNotFoundError for a missing folder."""
-        import tarfile
-        import time
+        """Write a file of root's in the sandbox; a symlink is written through.
 
+        Raises FileNotFoundError for a missing folder, IsADirectoryError.
+        """
+        self._use()
+        files.write(self._system, path, text.encode(encoding), mode)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = "the sandbox is closed"
+            raise SandboxGone(msg, blame=Blame.HOST, next_step="use it before it is closed")
+
+    def _use(self) -> None:
+        """From here on the sandbox is no clean one any more."""
+        self._check_open()
         self._touched = True
-        where = self._absolute(path)
-        if not _is_folder(self._system, str(where.parent)):
-            raise FileNotFoundError(2, "no such folder in the sandbox", str(where.parent))
-        data = text.encode(encoding)
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            member = tarfile.TarInfo(where.name)
-            member.size, member.mode, member.mtime = len(data), mode, int(time.time())
-            tar.addfile(member, io.BytesIO(data))
-        packed.seek(0)
-        self._system.put(packed, str(where.parent))
-
-    def _absolute(self, path: str) -> PurePosixPath:
-        return PurePosixPath(self._system.spec.cwd or "/") / path
 
     # -- points in time ------------------------------------------------------------------------
 
     def changes(self) -> Changes:
         """Added, changed and removed paths against the image; empty in a fresh sandbox."""
+        self._check_open()
         return self._system.changes()
 
     def snapshot(self) -> Snapshot:
         """A copy-on-write point of the file system; processes and tmpfs are not in it."""
+        self._check_open()
         name = self._system.snapshot()
         return Snapshot(name, self.target, self.limits, {**self._options.env, **self._env})
 
@@ -359,10 +342,12 @@ class Sandbox:
 
     def stats(self) -> Stats:
         """Peak memory (bytes), CPU time (seconds) and bytes written so far."""
+        self._check_open()
         return self._system.stats()
 
     def shell(self) -> str:
         """Keep a copy of the system as it is now, and return the command line that enters it."""
+        self._check_open()
         from pytest_sandbox.runtimes.kept import keep
 
         return f"pytest-sandbox shell {keep(self._system)}"
@@ -388,40 +373,6 @@ def _as_list(argv: str | bytes) -> list[str]:
         return shlex.split(text)
     except ValueError:
         return text.split()
-
-
-def _is_folder(system: System, path: str) -> bool:
-    import stat
-
-    for _ in range(40):
-        found = system.stat(path)
-        if found is None:
-            return False
-        if not stat.S_ISLNK(found.mode):
-            return stat.S_ISDIR(found.mode)
-        path = str(PurePosixPath(path).parent / found.link)
-    return False
-
-
-class _Stream(io.RawIOBase):
-    """An iterable of bytes as a file to read; tarfile's stream mode needs no more."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks: Iterator[bytes] = iter(chunks)
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            block = next(self._chunks, None)
-            if block is None:
-                return 0
-            self._rest = block
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
 
 
 def installed_environment(plan: Plan, given: Mapping[str, str]) -> dict[str, str]:
@@ -477,7 +428,7 @@ def open_sandbox(
         if plans:
             msg = f"{where}: image={options.image!r} cannot get what {', '.join(requires)} require"
             raise UsageError(msg, next_step="leave image= or requires_system out")
-        session.base(target, options.image)
+        _own_image(session, target, options.image, where)
         image = options.image
     else:
         image = _image(session, plans, target)
@@ -499,24 +450,36 @@ def open_sandbox(
         purpose=purpose,
     )
     sandbox = Sandbox(session, system, options, plans)
+    sandbox.notices += session.shortfalls(limits)
     if snapshot is not None:
         sandbox._touched = True
         sandbox._env = {k: v for k, v in snapshot.spec_env.items() if k not in options.env}
     return sandbox
 
 
+def _own_image(session: RunSession, target: Target, reference: str, where: str) -> None:
+    """An image that the test itself names is no default that could be skipped."""
+    try:
+        session.base(target, reference)
+    except ImageUnavailable as missing:
+        msg = f"{where}: image={reference!r}: {missing.what}"
+        raise SandboxError(
+            msg, phase=Phase.IMAGE, blame=missing.blame, next_step=missing.next_step
+        ) from missing
+
+
 def target_of(session: RunSession, options: Options, snapshot: Snapshot | None = None) -> Target:
     """The target that keywords name: theirs, the snapshot's, else debian on the engine's arch."""
+    if snapshot is not None:
+        asked = options.target or snapshot.target
+        family, arch = options.family or asked.family, options.arch or asked.arch
+        if (family, arch) != (snapshot.target.family, snapshot.target.arch):
+            msg = f"the snapshot is of {snapshot.target}, and {family}/{arch} was asked for"
+            raise UsageError(msg, next_step="leave family, arch and target out")
+        return snapshot.target
     if options.target is not None:
         return options.target
-    if snapshot is not None:
-        return snapshot.target
     family = options.family or "debian"
     if options.arch:
         return Target("linux", options.arch, family)
     return session.default_target(family)
-
-
-def stream_of(chunks: Iterable[bytes]) -> IO[bytes]:
-    """An iterable of bytes as a file to read."""
-    return cast("IO[bytes]", io.BufferedReader(_Stream(chunks)))

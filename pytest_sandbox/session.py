@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.errors import Blame, ImageUnavailable, RuntimeUnavailable, SandboxError
+from pytest_sandbox.errors import ImageUnavailable, RuntimeUnavailable, SandboxError
 from pytest_sandbox.targets import Target, host_arch
 
 if TYPE_CHECKING:
@@ -420,6 +420,19 @@ class RunSession:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def may_skip(self, error: SandboxError) -> bool:
+        """Whether an error says that there is no engine, or no base of a family that nobody named.
+
+        Everything else fails: an image that a test names, a start that the engine refuses.
+        """
+        if self.settings.require:
+            return False
+        if error is self._unavailable:
+            return True
+        return "target" not in self.settings.given and any(
+            error is known for known in self._bases.values()
+        )
+
     def mask(self, text: str) -> str:
         """The text without the secrets of the host's environment."""
         if "secrets" not in self._cache:
@@ -429,19 +442,3 @@ class RunSession:
         from pytest_sandbox.provision.proxies import masked
 
         return masked(text, self._cache["secrets"])
-
-
-def wanted_by_name(settings: Settings) -> bool:
-    """Whether the user named targets: then a family that cannot be had is a failure, not a skip."""
-    return "target" in settings.given or settings.require
-
-
-def is_absence(error: SandboxError) -> bool:
-    """Whether an error says that an engine or a base is not there (network or host), so that a
-    default may skip.
-    """
-    return isinstance(error, ImageUnavailable | RuntimeUnavailable) and error.blame in {
-        Blame.HOST,
-        Blame.NETWORK,
-        Blame.UNSUPPORTED,
-    }

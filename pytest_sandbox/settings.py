@@ -6,6 +6,7 @@ Precedence is mark > option > environment > ini, the order of pytest-timeout.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,13 @@ _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 _DAY = 86400.0
 _AGE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
+
+
+# Docker's grammar of repository names (distribution/reference), with a registry's port
+_REPOSITORY = re.compile(
+    r"(?:[A-Za-z0-9.-]+(?::\d+)?/)?[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
+    r"(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
+)
 
 
 def parse_age(value: str | float) -> float:
@@ -118,12 +126,12 @@ def read_value(setting: Setting, value: Any, source: str) -> Any:
     return typed
 
 
-def _pairs(values: tuple[str, ...], source: str, example: str) -> dict[str, str]:
+def _pairs(values: tuple[str, ...], source: str, form: str, example: str) -> dict[str, str]:
     found = {}
     for value in values:
         name, sep, rest = value.partition("=")
         if not sep or not name or not rest:
-            msg = f"{source}: {value!r} is no pair"
+            msg = f"{source}: {value!r} is no {form}"
             raise UsageError(msg, next_step=f"write it like {example}")
         found[name] = rest
     return found
@@ -179,11 +187,15 @@ class Settings:
 
     def versions(self) -> dict[str, str]:
         """Recipe name -> version."""
-        return _pairs(self.version, "--sandbox-version", "--sandbox-version jq=1.7.1")
+        return _pairs(
+            self.version, "--sandbox-version", "NAME=VERSION", "--sandbox-version jq=1.7.1"
+        )
 
     def bases(self) -> dict[str, str]:
         """Family -> base image reference."""
-        return _pairs(self.base, "--sandbox-base", "--sandbox-base debian=debian:12")
+        return _pairs(
+            self.base, "--sandbox-base", "FAMILY=REFERENCE", "--sandbox-base debian=debian:12"
+        )
 
 
 def _found(
@@ -235,4 +247,10 @@ def read_settings(
         if setting.key == "runtime" and not any_runtime:
             _check_runtime(value, source)
         values[setting.key] = value
-    return Settings(**values, given=frozenset(values))
+    settings = Settings(**values, given=frozenset(values))
+    settings.versions()
+    settings.bases()
+    if not _REPOSITORY.fullmatch(settings.image_prefix):
+        msg = f"--sandbox-image-prefix: {settings.image_prefix!r} is no repository name"
+        raise UsageError(msg, next_step="write lower-case words, like tsuku/sandbox-cache")
+    return settings

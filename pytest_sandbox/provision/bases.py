@@ -17,6 +17,8 @@ from typing import IO, TYPE_CHECKING, Final
 
 import msgspec
 
+from pytest_sandbox.folders import make_folder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -207,7 +209,6 @@ def _write(bases: list[Base]) -> None:
 def _locked() -> Iterator[None]:
     from filelock import FileLock
 
-    folder = data_dir()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(data_dir(), "PYTEST_SANDBOX_DATA")
     with FileLock(folder / "bases.lock"):
         yield

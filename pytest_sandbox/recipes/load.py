@@ -30,7 +30,7 @@ from pytest_sandbox.recipes.traps import traps
 from pytest_sandbox.recipes.vocabulary import ACTIONS, STEP_KEYS, Action
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _MAX_BYTES: Final = 4 << 20
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -74,13 +74,26 @@ def find_recipes(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            found.update(dict.fromkeys(sorted(p for p in path.rglob("*.toml") if p.is_file())))
+            found.update(dict.fromkeys(sorted(_recipes_below(path))))
         elif path.exists():
             found[path] = None
         else:
             msg = f"{path}: no such file or folder"
             raise UsageError(msg, next_step="name a recipe file or a folder of recipes")
     return list(found)
+
+
+def _recipes_below(folder: Path) -> Iterator[Path]:
+    """The *.toml files below a folder, symlinked folders too (as pytest collects), each once."""
+    seen: set[str] = set()
+    for here, names, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        paths = (Path(here, name) for name in files if name.endswith(".toml"))
+        yield from (path for path in paths if path.is_file())
 
 
 def read_text(path: str) -> str:
@@ -103,7 +116,7 @@ def read_text(path: str) -> str:
         msg = "cannot read the recipe: its path is no path"
         raise RecipeError(msg, path=path, next_step="name a readable TOML file") from None
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # an editor's byte order mark says nothing
     except UnicodeDecodeError as wrong:
         line = data.count(b"\n", 0, wrong.start) + 1
         msg = f"byte 0x{data[wrong.start]:02x} is not UTF-8"

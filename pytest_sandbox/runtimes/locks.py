@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, ImageUnavailable
+from pytest_sandbox.folders import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +29,7 @@ def lock_folder(environ: Mapping[str, str] | None = None) -> Path:
         import platformdirs
 
         folder = platformdirs.user_cache_path("pytest-sandbox") / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_folder(folder, "PYTEST_SANDBOX_CACHE")
 
 
 def image_lock_path(key: str) -> Path:

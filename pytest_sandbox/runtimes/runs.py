@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.folders import make_folder
 from pytest_sandbox.runtimes.base import Owner
 from pytest_sandbox.runtimes.locks import lock_folder
 from pytest_sandbox.runtimes.owner import current_owner, owner_is_dead
@@ -27,9 +28,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def _folder() -> Path:
-    folder = lock_folder().parent / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_folder(lock_folder().parent / "runs", "PYTEST_SANDBOX_CACHE")
 
 
 def enter_run(runtime: Runtime, run: str) -> None:
