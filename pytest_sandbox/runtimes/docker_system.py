@@ -10,11 +10,12 @@ import threading
 import time
 from typing import IO, TYPE_CHECKING, Final
 
-from pytest_sandbox.errors import Blame, MissingDirectory, SandboxGone, SandboxTimeout
-from pytest_sandbox.runtimes import docker_files, shell
+from pytest_sandbox.errors import MissingDirectory
+from pytest_sandbox.runtimes import docker_files, docker_records, shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Result, Stats
 from pytest_sandbox.runtimes.control import ControlLost
 from pytest_sandbox.runtimes.docker_exec import ExecCommand
+from pytest_sandbox.runtimes.ending import Ending
 from pytest_sandbox.runtimes.job import Job
 from pytest_sandbox.runtimes.killing import Hunt, kill_tree
 from pytest_sandbox.runtimes.leftovers import LEFTOVERS
@@ -66,20 +67,13 @@ class DockerSystem:
         self._disk = disk
         self._lock = threading.Lock()
         self._closed = False
-        self._over = ""
-        self._memory = False
         self._seen = Counters()
-        self._roots: dict[int, int] = {}
+        self._execs: set[ExecCommand] = set()
         self._running = 0
         self._pool: Pool | None = None
         if fast and folder is not None:
             self._pool = Pool(control, facts, folder, "/bin/sh")
-        self._began = time.monotonic()
-        self._deadline = self._began + spec.limits.timeout
-        self._timer = threading.Timer(spec.limits.timeout, self._expire)
-        self._timer.daemon = True
-        self._timer.name = "pytest-sandbox-clock"
-        self._timer.start()
+        self._ending = Ending(self._client, container, spec.limits.timeout)
 
     @property
     def fast(self) -> bool:
@@ -107,7 +101,7 @@ class DockerSystem:
         if not words:
             msg = "argv is empty"
             raise ValueError(msg)
-        self._check_alive()
+        self._ending.check()
         environment = {**self.spec.env, **(env or {})}
         for text in (*words, *environment, *environment.values(), cwd or ""):
             if "\0" in text:
@@ -135,7 +129,7 @@ class DockerSystem:
                 return self._run_in_worker(job, self._pool)
             return self._run_by_exec(job)
         except ControlLost:
-            raise self._gone(job) from None
+            raise self._ending.gone(job) from None
         finally:
             with self._lock:
                 self._running -= 1
@@ -175,8 +169,8 @@ class DockerSystem:
                 raise
             usable = report is not None
             if report is None:
-                self._abandon("its shell did not answer")
-                raise self._gone(job)
+                self._ending.end("its shell did not answer")
+                raise self._ending.gone(job)
             for descriptor, capture in zip(list(pipes.descriptors), job.captures, strict=True):
                 if pipes.drain(descriptor, capture):
                     pipes.hand_over(descriptor)
@@ -225,11 +219,11 @@ class DockerSystem:
     def _worker_lost(self, job: Job, hunt: Hunt) -> Result:
         """The worker ended without a word: the sandbox did, or the command killed its parent."""
         if not self.alive():
-            raise self._gone(job)
+            raise self._ending.gone(job)
         before = self._seen
-        self._kill(Hunt(since=hunt.since))
-        if self._over:
-            raise self._gone(job)
+        self._kill(hunt)
+        if self._ending.why:
+            raise self._ending.gone(job)
         after, _ = self._counters()
         if after.oom == before.oom:
             job.captures[-1].feed(b"[pytest-sandbox: the command killed the shell that ran it]\n")
@@ -237,7 +231,7 @@ class DockerSystem:
 
     def _no_fork(self, job: Job) -> Result:
         """No worker could be started: nothing can be forked in the sandbox."""
-        self._check_alive()
+        self._ending.check()
         after, _ = self._counters()
         job.start()
         job.captures[-1].feed(b"[pytest-sandbox: cannot fork: the sandbox is full of processes]\n")
@@ -247,34 +241,29 @@ class DockerSystem:
         before, since = self._counters()
         job.start()
         command = ExecCommand(self._client, self._runtime.endpoint, self.id, job, self.facts)
+        self._execs.add(command)
         try:
             ended = command.begin() or command.watch(self._deadline_of(job), self._too_much(job))
             if not ended:
                 job.ended = "output" if self._too_much(job)() else "time"
-                self._kill(Hunt(since=since, root=self._root_of(command), by_exec=True))
+                self._kill(Hunt(since=since, root=command.pid(), by_exec=True))
                 command.watch(time.monotonic() + SETTLE, lambda: False)
             elif self._too_much(job)():
                 job.ended = "output"
             status = command.status()
         except BaseException:
             if command.running():
-                self._kill(Hunt(since=since, root=self._root_of(command), by_exec=True))
+                self._kill(Hunt(since=since, root=command.pid(), by_exec=True))
             raise
         finally:
-            self._roots.pop(id(command), None)
+            self._execs.discard(command)
             command.close()
         if job.ended != "time" and not self.alive():
-            raise self._gone(job)
+            raise self._ending.gone(job)
         after = self._counters()[0] if job.ended != "time" else before
         result = self._finish(job, status, before, after)
         self._end_rest(result, Hunt(since=since))
         return result
-
-    def _root_of(self, command: ExecCommand) -> int:
-        pid = command.pid()
-        if pid:
-            self._roots[id(command)] = pid
-        return pid
 
     def _too_much(self, job: Job) -> Callable[[], bool]:
         return lambda: job.most() > self.spec.limits.output
@@ -285,7 +274,8 @@ class DockerSystem:
         return shell.parse_counters(self._control.call(shell.read_counters(self.facts)))
 
     def _deadline_of(self, job: Job) -> float:
-        return self._deadline if job.deadline is None else min(job.deadline, self._deadline)
+        end = self._ending.deadline
+        return end if job.deadline is None else min(job.deadline, end)
 
     def _kill(self, hunt: Hunt) -> None:
         """End a command's tree; where that fails, the sandbox ends."""
@@ -299,17 +289,18 @@ class DockerSystem:
                     other_workers=lambda: (
                         (self._pool.busy() - {hunt.worker}) if self._pool else set()
                     ),
-                    other_roots=lambda: set(self._roots.values()) - {hunt.root},
+                    other_roots=lambda: {c.pid() for c in list(self._execs)} - {0, hunt.root},
                 )
         if not done:
-            self._abandon("a command that had to end could not be ended")
+            self._ending.end("a command that had to end could not be ended")
 
     def _finish(self, job: Job, status: int, before: Counters, after: Counters) -> Result:
         limit = job.ended
         self._seen = Counters(max(after.oom, self._seen.oom), max(after.pids, self._seen.pids))
         if self._control is None and status == 137 and limit is None:
             seconds = time.monotonic() - job.began
-            limit = "memory" if self._runtime.was_out_of_memory(self.id, seconds) else None
+            if docker_records.was_out_of_memory(self._client, self.id, seconds):
+                limit = "memory"
         if limit is None and after.oom > before.oom and (status or self._running == 1):
             limit = "memory"
         if limit is None and status and after.pids > before.pids:
@@ -318,7 +309,7 @@ class DockerSystem:
         if limit is None and status and self._disk and full in job.stderr()[-4096:]:
             limit = "disk"
         if limit == "time":
-            raise self._timeout(job, status)
+            raise self._ending.timeout(job, status)
         return job.result(status, limit)
 
     def _end_rest(self, result: Result, hunt: Hunt) -> None:
@@ -326,71 +317,10 @@ class DockerSystem:
         if result.limit is not None and self._control is not None:
             self._kill(hunt)
 
-    def _timeout(self, job: Job, status: int = 137) -> SandboxTimeout:
-        """The error for a command that was ended by a clock: its own, or the sandbox's."""
-        if self._over == "time" or time.monotonic() >= self._deadline:
-            msg = f"the sandbox ended after {self.spec.limits.timeout:g} s, its wall clock"
-            step = "raise the sandbox's timeout"
-        else:
-            msg = f"the command ran longer than {job.timeout:g} s"
-            step = "give it more time with timeout=, or find out what it waits for"
-            if self._over:
-                msg += ", and the sandbox had to end with it"
-        return SandboxTimeout(f"{msg}: {job.shown()}", job.result(status, "time"), next_step=step)
-
     # --- its end ------------------------------------------------------------------------------
 
-    def _expire(self) -> None:
-        """The wall clock struck."""
-        if not self._closed:
-            self._over = self._over or "time"
-            with contextlib.suppress(Exception):
-                self._client.kill(self.id, "KILL")
-
-    def _abandon(self, why: str) -> None:
-        self._over = self._over or why
-        with contextlib.suppress(Exception):
-            self._client.kill(self.id, "KILL")
-
-    def _check_alive(self) -> None:
-        if self._closed:
-            msg = "the sandbox is closed"
-            raise SandboxGone(msg, blame=Blame.HOST, next_step="use it before it is closed")
-        if self._over or time.monotonic() >= self._deadline:
-            raise self._gone(None)
-
-    def _gone(self, job: Job | None) -> Exception:
-        """The error that says why the sandbox ended."""
-        struck = self._over == "time" or time.monotonic() >= self._deadline
-        if job is not None and job.began and (struck or job.ended == "time"):
-            return self._timeout(job)
-        if struck:
-            msg = f"the sandbox ended after {self.spec.limits.timeout:g} s, its wall clock"
-            return SandboxGone(
-                msg, limit="time", blame=Blame.TIMEOUT, next_step="raise the sandbox's timeout"
-            )
-        if self._closed:
-            return SandboxGone("the sandbox was closed while a command ran", blame=Blame.HOST)
-        lived = time.monotonic() - self._began
-        if not self._memory and self._runtime.was_out_of_memory(self.id, lived, 1.0):
-            self._memory = True
-        if self._memory:
-            self._over = self._over or "out of memory"
-            msg = "the sandbox ran out of memory, and its own processes were killed"
-            return SandboxGone(
-                msg, limit="memory", blame=Blame.LIMIT, next_step="raise the sandbox's memory"
-            )
-        msg = self._over or "the sandbox's main process ended"
-        what = f" while it ran {job.shown()}" if job is not None else ""
-        details = job.captures[-1].value()[-2000:].decode("utf-8", "replace") if job else ""
-        return SandboxGone(
-            msg + what,
-            details=details,
-            next_step="look for what kills processes that are not its own",
-        )
-
     def alive(self) -> bool:
-        if self._closed or self._over:
+        if self._closed or self._ending.why:
             return False
         if self._control is not None:
             try:
@@ -398,14 +328,14 @@ class DockerSystem:
             except ControlLost:
                 return False
             return True
-        return self._runtime.is_running(self.id)
+        return docker_records.is_running(self._client, self.id)
 
     def close(self) -> None:
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        self._timer.cancel()
+        self._ending.close()
         try:
             self._runtime.remove_container(self.id)
         finally:
@@ -419,24 +349,24 @@ class DockerSystem:
     # --- files --------------------------------------------------------------------------------
 
     def put(self, tar: IO[bytes], path: str) -> None:
-        self._check_alive()
+        self._ending.check()
         docker_files.put(self._client, self.id, tar, path)
 
     def get(self, path: str) -> tuple[PathStat, Iterable[bytes]]:
-        self._check_alive()
+        self._ending.check()
         return docker_files.get(self._client, self.id, path)
 
     def stat(self, path: str) -> PathStat | None:
-        self._check_alive()
+        self._ending.check()
         return docker_files.stat(self._client, self.id, path)
 
     def changes(self) -> Changes:
-        self._check_alive()
+        self._ending.check()
         mounted = [mount.target for mount in self.spec.mounts]
         return docker_files.changes(self._client, self.id, [*mounted, *self.spec.tmpfs])
 
     def snapshot(self, *, name: str | None = None, labels: Mapping[str, str] | None = None) -> str:
-        self._check_alive()
+        self._ending.check()
         return self._runtime.commit(self.id, name, labels or {})
 
     # --- what it says -------------------------------------------------------------------------
@@ -445,13 +375,13 @@ class DockerSystem:
         return self._said.value().decode("utf-8", "replace")
 
     def stats(self) -> Stats:
-        self._check_alive()
+        self._ending.check()
         if self._control is None or not self.facts.cgroups:
-            return self._runtime.container_stats(self.id)
+            return docker_records.container_stats(self._client, self.id)
         try:
             return Stats(*shell.parse_stats(self._control.call(shell.read_stats(self.facts))))
         except ControlLost:
-            raise self._gone(None) from None
+            raise self._ending.gone(None) from None
 
 
 def _now_in_ticks() -> int:

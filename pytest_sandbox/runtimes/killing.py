@@ -68,7 +68,8 @@ def kill_tree(
         workers = set(other_workers())
         others = {p.pid for p in table.values() if p.parent in workers} | set(other_roots())
         mine = set(ours())
-        session = table[hunt.worker].session if hunt.worker in table else 0
+        # A worker that was started with setsid leads a session, which outlives it.
+        session = table[hunt.worker].session if hunt.worker in table else hunt.worker
         shared = any(
             p.session == session for p in table.values() if p.pid in mine and p.pid != hunt.worker
         )

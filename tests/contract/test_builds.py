@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def once(runtime: DockerRuntime) -> None:
-    if not runtime._fast_path:
+    if not runtime.fast_path:
         pytest.skip("builds do not depend on how commands run")
 
 
@@ -199,7 +199,7 @@ def test_a_build_whose_process_is_killed_is_reaped(
     child.kill()
     child.wait()
     child.stdout.close()
-    assert kept == held, "a build that is under way was touched"
+    assert set(held) <= set(kept), "a build that is under way was touched"
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline and left(runtime, request):
         runtime.reap(lambda owner, _created: owner.run == RUN + "-nobody")

@@ -275,7 +275,7 @@ def test_close_twice_and_use_after_it(start: Callable[..., System], runtime: Doc
     system.close()
     system.close()
     assert not system.alive()
-    assert not runtime.is_running(system.id)
+    assert not _exists(runtime, system.id)
     with pytest.raises(SandboxGone, match="closed"):
         system.run(["true"])
 
@@ -327,7 +327,7 @@ system.run(["sh", "-c", "trap '' TERM HUP INT; setsid sleep 600 & sleep 600"])
 
 
 def test_sigkill_of_the_owner_leaves_nothing(runtime: DockerRuntime, image: str, target: object):
-    fast = str(runtime._fast_path)
+    fast = str(runtime.fast_path)
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, image, str(target), RUN + "child", fast],
         stdout=subprocess.PIPE,
@@ -337,7 +337,7 @@ def test_sigkill_of_the_owner_leaves_nothing(runtime: DockerRuntime, image: str,
     container = child.stdout.readline().strip()
     assert len(container) == 64
     time.sleep(0.5)
-    assert runtime.is_running(container)
+    assert _exists(runtime, container)
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()

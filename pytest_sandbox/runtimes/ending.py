@@ -1,0 +1,102 @@
+"""How a sandbox ended, and the error that says so."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.errors import Blame, SandboxGone, SandboxTimeout
+from pytest_sandbox.runtimes import docker_records
+
+if TYPE_CHECKING:
+    from pytest_sandbox.runtimes.job import Job
+
+
+class Ending:
+    """The wall clock of one sandbox, and why it is over (`why`, empty while it is not)."""
+
+    def __init__(self, client: Any, container: str, seconds: float) -> None:
+        self._client = client
+        self._container = container
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._closed = False
+        self._memory = False
+        self.why = ""
+        self.deadline = self._began + seconds
+        self._clock = threading.Timer(seconds, self.end, ["time"])
+        self._clock.daemon = True
+        self._clock.name = "pytest-sandbox-clock"
+        self._clock.start()
+
+    @property
+    def struck(self) -> bool:
+        """Whether the wall clock ended it."""
+        return self.why == "time" or time.monotonic() >= self.deadline
+
+    def end(self, why: str) -> None:
+        """End the sandbox at once; the first reason counts."""
+        if not self._closed:
+            self.why = self.why or why
+            with contextlib.suppress(Exception):  # it is gone, or the engine is
+                self._client.kill(self._container, "KILL")
+
+    def close(self) -> None:
+        """It was closed, as is right."""
+        self._closed = True
+        self._clock.cancel()
+
+    def check(self) -> None:
+        """Raise SandboxGone when it is over."""
+        if self._closed:
+            msg = "the sandbox is closed"
+            raise SandboxGone(msg, blame=Blame.HOST, next_step="use it before it is closed")
+        if self.why or self.struck:
+            raise self.gone(None)
+
+    def timeout(self, job: Job, status: int = 137) -> SandboxTimeout:
+        """The error for a command that was ended by a clock: its own, or the sandbox's."""
+        if self.struck:
+            msg = f"the sandbox ended after {self._seconds:g} s, its wall clock"
+            step = "raise the sandbox's timeout"
+        else:
+            msg = f"the command ran longer than {job.timeout:g} s"
+            step = "give it more time with timeout=, or find out what it waits for"
+            if self.why:
+                msg += ", and the sandbox had to end with it"
+        return SandboxTimeout(f"{msg}: {job.shown()}", job.result(status, "time"), next_step=step)
+
+    def gone(self, job: Job | None) -> SandboxGone | SandboxTimeout:
+        """The error for a sandbox that is not there any more, or not for the command `job`."""
+        if job is not None and job.began and (self.struck or job.ended == "time"):
+            return self.timeout(job)
+        if self.struck:
+            msg = f"the sandbox ended after {self._seconds:g} s, its wall clock"
+            return SandboxGone(
+                msg, limit="time", blame=Blame.TIMEOUT, next_step="raise the sandbox's timeout"
+            )
+        if self._closed:
+            return SandboxGone("the sandbox was closed while a command ran", blame=Blame.HOST)
+        if self._ran_out_of_memory():
+            self.why = self.why or "out of memory"
+            msg = "the sandbox ran out of memory, and its own processes were killed"
+            return SandboxGone(
+                msg, limit="memory", blame=Blame.LIMIT, next_step="raise the sandbox's memory"
+            )
+        msg = self.why or "the sandbox's main process ended"
+        what = f" while it ran {job.shown()}" if job is not None else ""
+        details = job.captures[-1].value()[-2000:].decode("utf-8", "replace") if job else ""
+        return SandboxGone(
+            msg + what,
+            details=details,
+            next_step="look for what kills processes that are not its own",
+        )
+
+    def _ran_out_of_memory(self) -> bool:
+        lived = time.monotonic() - self._began
+        self._memory = self._memory or docker_records.was_out_of_memory(
+            self._client, self._container, lived, patience=1.0
+        )
+        return self._memory
