@@ -380,3 +380,84 @@ def test_absence_is_said_without_asking(
     result = suite("def test_it(sandbox): pass\n")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["sandbox: 1 skipped: image: host: *next: *"])
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["memory='1k'", "mounts=[('/tmp', 'data')]", "image='localhost:9/none:1'", "image='UPPER:x'"],
+)
+def test_what_the_engine_refuses_is_no_skip(suite: Suite, mark: str) -> None:
+    result = suite(f"import pytest\n@pytest.mark.sandbox({mark})\ndef test_it(sandbox): pass\n")
+    result.assert_outcomes(errors=1)
+
+
+def test_files_move_as_cp_would_move_them(suite: Suite) -> None:
+    suite(
+        """
+        import errno, pytest
+
+        @pytest.mark.sandbox(tmpfs={"/scratch": "8m"})
+        def test_it(sandbox, tmp_path):
+            one = tmp_path / "x"
+            one.write_text("x")
+            sandbox.run(["sh", "-c", "mkdir -p /t/x; touch /t/x/kept; ln -s /srv/to /srv/ln; "
+                         "ln -s /srv/loop /srv/loop; echo seen > /scratch/a"], check=True)
+            with pytest.raises(IsADirectoryError):
+                sandbox.write_text("/srv", "x")
+            with pytest.raises(IsADirectoryError):
+                sandbox.copy_in(one, "/t/")
+            with pytest.raises(NotADirectoryError):
+                sandbox.copy_in(tmp_path, "/etc/passwd")
+            assert sandbox.run(["test", "-e", "/t/x/kept"]).ok
+            sandbox.write_text("/srv/ln", "through")
+            assert sandbox.read_text("/srv/to") == "through"
+            sandbox.copy_in(tmp_path, "/new/")
+            assert sandbox.read_text("/new/x") == "x"
+            with pytest.raises(OSError) as loop:
+                sandbox.read_text("/srv/loop")
+            assert loop.value.errno == errno.ELOOP
+            # mounts, which an engine's archives do not see
+            assert sandbox.read_text("/scratch/a") == "seen\\n"
+            sandbox.write_text("/scratch/b", "written")
+            assert sandbox.run(["cat", "/scratch/b"]).stdout == "written"
+            assert sandbox.read_text("/proc/version").startswith("Linux")
+            with pytest.raises(PermissionError, match="/scratch"):
+                sandbox.copy_out("/scratch", tmp_path / "out")
+            sandbox.write_text("/etc/hosts", "127.0.0.1 here\\n")
+            assert sandbox.read_text("/etc/hosts") == "127.0.0.1 here\\n"
+        """
+    ).assert_outcomes(passed=1)
+
+
+def test_closed_is_closed_and_reports_keep_little(suite: Suite) -> None:
+    suite(
+        """
+        import pytest
+        from pytest_sandbox import SandboxGone
+
+        def test_closed(sandbox):
+            child = sandbox.fork()
+            child.close()
+            for use in (lambda: child.run(["true"]), child.changes, child.snapshot, child.stats):
+                with pytest.raises(SandboxGone):
+                    use()
+
+        @pytest.mark.parametrize("n", range(4))
+        def test_loud(sandbox, n):
+            for _ in range(10):
+                sandbox.run(["sh", "-c", "head -c 3000000 /dev/zero | tee /dev/stderr"])
+
+        def test_memory():
+            status = open("/proc/self/status").read()
+            assert int(status.split("VmRSS:")[1].split()[0]) < 200 << 10
+        """
+    ).assert_outcomes(passed=6)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_an_error_that_says_so(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_SANDBOX_CACHE", "/proc/x")
+    result = suite("def test_it(sandbox): pass\n")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*image: host: *next: set PYTEST_SANDBOX_CACHE*"])
