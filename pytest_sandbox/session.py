@@ -429,8 +429,10 @@ class RunSession:
             return False
         if error is self._unavailable:
             return True
-        return "target" not in self.settings.given and any(
-            error is known for known in self._bases.values()
+        from pytest_sandbox.images.spec import NoBase
+
+        return "target" not in self.settings.given and (
+            isinstance(error, NoBase) or any(error is known for known in self._bases.values())
         )
 
     def mask(self, text: str) -> str:

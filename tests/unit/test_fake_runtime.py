@@ -221,3 +221,19 @@ def test_the_public_module_alone_imports_little(pytester: pytest.Pytester) -> No
         "print(sorted({'docker', 'httpx', 'pytest'} & sys.modules.keys()))"
     )
     pytester.run(sys.executable, "-c", code).stdout.fnmatch_lines(["[[][]]"])
+
+
+def test_a_family_without_a_base_for_the_architecture_is_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_sandbox.images.spec import NoBase
+    from pytest_sandbox.session import RunSession
+    from pytest_sandbox.settings import Settings
+
+    error = NoBase("no base of arch for arm64", next_step="choose another target")
+    plain = RunSession(Settings(), pytester.path, "run")
+    assert plain.may_skip(error)
+    named = RunSession(Settings(given=frozenset({"target"})), pytester.path, "run")
+    assert not named.may_skip(error)
+    strict = RunSession(Settings(require=True), pytester.path, "run")
+    assert not strict.may_skip(error)
