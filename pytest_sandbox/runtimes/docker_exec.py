@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ENGINE_TEXT: Final = re.compile(
     rb"\A(?:OCI runtime exec failed|exec failed|unable to find user|"
-    rb"unable to start container process)[^\n]*\n?"
+    rb"unable to start container process|Error: (?:runc|crun|OCI runtime))[^\n]*\n?"
 )
 _POLL: Final = 0.05
 """While nothing is written, ask the engine this often whether the command ended (seconds)."""
@@ -179,11 +179,10 @@ class ExecCommand:
                 time.sleep(0.01)
         if code is None:
             return 137
-        if code in {126, 127, 255, 1, 128}:
-            stdout = self._job.captures[0]
-            if stdout.total < 4096 and (match := _ENGINE_TEXT.match(stdout.value())):
+        for capture in self._job.captures if code in {1, 125, 126, 127, 128, 255} else ():
+            if capture.total < 4096 and (match := _ENGINE_TEXT.match(capture.value())):
                 text = match[0].decode("utf-8", "replace").strip()
-                stdout.clear()
+                capture.clear()
                 return self._failed(text)
         return code
 
@@ -195,12 +194,12 @@ class ExecCommand:
         if "unable to find user" in low or "no matching entries in passwd" in low:
             msg = f"user {self._job.user!r} is unknown in the sandbox"
             raise UnknownUser(msg)
-        if "chdir to cwd" in low or "is not an absolute path" in low:
+        if "chdir" in low or "is not an absolute path" in low:
             self._missing_directory()
         found = docker_files.stat(self._client, self._container, self._job.cwd)
         if found is not None and not found.link and found.mode & 0o170000 != 0o040000:
             self._missing_directory()
-        if "executable file not found" in low or "no such file or directory" in low:
+        if "not found" in low or "no such file or directory" in low:
             stderr.feed(f"{name}: not found\n".encode("utf-8", "surrogateescape"))
             return 127
         if any(

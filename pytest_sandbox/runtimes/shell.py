@@ -199,8 +199,9 @@ def command(
 ) -> bytes:
     """The program that runs one command in a worker and reports `TOKEN STATUS OOM PIDS OOM PIDS`.
 
-    STATUS is `D` when `cwd` cannot be entered. The counters are the cgroup's, before and after.
-    Raises ValueError for a NUL.
+    The report begins on a line of its own, whatever else was written into the FIFO. STATUS is `D`
+    when `cwd` cannot be entered. The counters are the cgroup's, before and after. Raises ValueError
+    for a NUL.
     """
     words = b" ".join(quote(to_bytes(word)) for word in argv)
     if needs_env(env, facts):
@@ -221,7 +222,7 @@ def command(
     counters = _COUNTERS[facts.cgroups]
     return (
         b"%s_pn=$_pm _po=$_pp;if cd -P -- %s;then command eval %s;_ps=$?;else _ps=D;fi;"
-        b"%secho %s $_ps ${_pn:-0} ${_po:-0} ${_pm:-0} ${_pp:-0}\n"
+        b"%sprintf '\\n%%s\\n' \"%s $_ps ${_pn:-0} ${_po:-0} ${_pm:-0} ${_pp:-0}\"\n"
     ) % (counters, quote(to_bytes(cwd)), quote(whole), counters, token.encode())
 
 

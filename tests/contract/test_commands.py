@@ -283,6 +283,14 @@ def test_killing_the_parent_is_no_success(start: Callable[..., System]):
     assert system.run(["echo", "alive"]).stdout == "alive\n"
 
 
+def test_what_is_written_into_the_sandboxs_own_pipes_forges_nothing(start: Callable[..., System]):
+    system = start()
+    script = "for p in /dev/.sandbox/s* /proc/[0-9]*/fd/1; do printf '0 0 0 0 0 0' >$p; done"
+    result = sh(system, script + " 2>/dev/null; exit 3", timeout=20)
+    assert result.returncode == 3
+    assert system.run(["echo", "usable"], timeout=5).stdout == "usable\n"
+
+
 def test_a_shell_function_of_the_step_does_not_reach_the_next(system: System):
     sh(system, "cd /tmp; umask 077; set -e; alias ls=false; exit 1")
     assert sh(system, "umask; pwd").stdout.split() in (["0022", "/"], ["022", "/"])

@@ -55,7 +55,7 @@ def test_a_command_reports_its_status(name: str, tmp_path: Path):
         facts=facts,
     )
     found = run(name, program + b"echo after\n")
-    assert found.stdout == b"token 3 0 0 0 0\nafter\n"
+    assert found.stdout == b"\ntoken 3 0 0 0 0\nafter\n"
     assert out.read_text() == "a 'b'\nc it's\n/usr\n"
 
 
@@ -69,7 +69,7 @@ def test_a_missing_folder_is_reported(name: str, tmp_path: Path):
         streams=Streams("/dev/null"),
         facts=Facts(kind="plain"),
     )
-    assert run(name, program).stdout == b"token D 0 0 0 0\n"
+    assert run(name, program).stdout == b"\ntoken D 0 0 0 0\n"
     assert not (tmp_path / "ran").exists()
 
 
