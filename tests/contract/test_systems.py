@@ -345,6 +345,9 @@ def test_sigkill_of_the_owner_leaves_nothing(runtime: DockerRuntime, image: str,
     while time.monotonic() < deadline and _exists(runtime, container):
         time.sleep(0.1)
     assert not _exists(runtime, container)
+    # Its folder of FIFOs on the host goes with the next run's reaper.
+    folders = int(runtime.fast_path)
+    assert runtime.reap(lambda owner, _created: owner.run == RUN + "child") == folders
 
 
 def _exists(runtime: DockerRuntime, container: str) -> bool:
