@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.shell import Facts
 
 _ENGINE_TEXT: Final = re.compile(
-    rb"\A(?:OCI runtime exec failed|exec failed|unable to find user|"
+    rb"\A(?:OCI runtime exec failed|exec failed|unable to find (?:user|group)|"
+    rb"uids and gids must be in range|\s*exec [^\n]{1,4096}: exec format error|"
     rb"unable to start container process|Error: (?:runc|crun|OCI runtime))[^\n]*\n?"
 )
 _POLL: Final = 0.05
@@ -191,7 +192,15 @@ class ExecCommand:
         name = self._job.argv[0]
         stderr = self._job.captures[-1]
         low = text.lower()
-        if "unable to find user" in low or "no matching entries in passwd" in low:
+        if any(
+            word in low
+            for word in (
+                "unable to find user",
+                "unable to find group",
+                "no matching entries in",
+                "uids and gids must be in range",
+            )
+        ):
             msg = f"user {self._job.user!r} is unknown in the sandbox"
             raise UnknownUser(msg)
         if "chdir" in low or "is not an absolute path" in low:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -298,3 +299,15 @@ def test_a_shell_function_of_the_step_does_not_reach_the_next(system: System):
 
 def test_duration(system: System):
     assert 0.2 <= system.run(["sleep", "0.2"]).duration < 2
+
+
+@pytest.mark.parametrize("user", ["nobody-here", "root:no-such-group", "-1", "99999999999"])
+def test_users_that_cannot_be_are_told_by_name(system: System, user: str) -> None:
+    with pytest.raises(UnknownUser, match=re.escape(user)):
+        system.run(["id"], user=user)
+
+
+def test_a_file_of_no_format_is_not_executable_for_another_user(system: System) -> None:
+    system.run(["sh", "-c", "printf '\\177ELF0' > /srv/odd; chmod 755 /srv/odd"])
+    result = system.run(["/srv/odd"], user="root")
+    assert (result.returncode, result.stdout) == (126, "")
