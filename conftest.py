@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+from typing import TYPE_CHECKING
 
 import platformdirs
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytest_plugins = ["pytester"]
 
@@ -20,3 +25,11 @@ def shared_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own cache and data folders, also below pytester."""
     monkeypatch.setenv("PYTEST_SANDBOX_CACHE", CACHE)
     monkeypatch.setenv("PYTEST_SANDBOX_DATA", DATA)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works, also where a shell started the tests in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -126,6 +126,7 @@ def test_a_build_that_takes_too_long(
     assert left(runtime, request) == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_build_leaves_nothing(
     runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
 ):

@@ -97,6 +97,7 @@ def test_a_fork_bomb_ends(start: Callable[..., System]):
     assert int(count) < 12
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_tree(system: System):
     timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
