@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, DownloadError
-from pytest_sandbox.plans.transport import Failure, check_url, get, open_client, shown, trust
+from pytest_sandbox.plans.connections import open_client
+from pytest_sandbox.plans.transport import Failure, check_url, get, shown, trust
 
 if TYPE_CHECKING:
     import ssl
@@ -225,13 +226,10 @@ class Downloader:
     def _fetch_one(self, url: str, body: _Body, started: float) -> str:
         """Up to TRIES times one address; the address behind its redirects."""
         assert self._context is not None
-        with (
-            open_client({}, self._context, self._timeout) as direct,
-            open_client(self._environ, self._context, self._timeout) as proxied,
-        ):
+        with open_client(self._environ, self._context, self._timeout) as client:
             for attempt in range(1, TRIES + 1):
                 try:
-                    with get((direct, proxied), url, body.resume_headers()) as reply:
+                    with get(client, url, body.resume_headers()) as reply:
                         self._receive(reply, body, started)
                     body.verify(reply, url)
                 except Failure as failure:

@@ -6,20 +6,24 @@ import ipaddress
 import re
 import socket
 import ssl
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from pytest_sandbox.errors import Blame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    import httpx
+    from urllib3 import BaseHTTPResponse
+    from urllib3.connection import HTTPConnection
+    from urllib3.util import Url
+
+    from pytest_sandbox.plans.connections import Client
 
 REDIRECTS: Final = 10
 LONGEST_WAIT: Final = 60.0
@@ -53,11 +57,13 @@ class Failure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer with a body, redirects behind it; `url` is the address that gave it."""
+    """An answer with a body, redirects behind it; `url` is the address that gave it. `headers` are
+    found in any case.
+    """
 
     url: str
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     blocks: Iterator[bytes]
 
 
@@ -69,51 +75,60 @@ def shown(url: str) -> str:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
     except ValueError:
-        return url.partition("?")[0]
+        return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
     return f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else "")
 
 
-def check_url(url: str, *, blame: Blame, come_from: str = "") -> httpx.URL:
+def check_url(url: str, *, blame: Blame, come_from: str = "") -> Url:
     """Hold an address to the rules; `come_from` is the address that redirects to it. Raises
     Failure.
 
     https, or http from loopback; no password; no link-local or metadata address; only loopback
-    leads to loopback.
+    leads to loopback. What is returned is what may be asked: nothing else reads the address again.
     """
-    import httpx
+    from urllib3.util import parse_url
 
     def refuse(why: str) -> Failure:
         through = f" (redirected from {shown(come_from)})" if come_from else ""
         return Failure(f"{shown(url)} {why}{through}", blame, next_step=_ADDRESS_HELP)
 
     try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError) as error:
-        why = f"is no address: {error}"
-        raise refuse(why) from error
-    if not re.fullmatch(rb"[a-z0-9._-]*|[0-9a-f:.]+", parsed.raw_host):
+        parsed = parse_url("" if re.search(r"[\x00-\x1f\x7f]", url) else url)
+    except ValueError:  # its text holds the whole address
+        parsed = parse_url("")
+    if not parsed.url:
+        why = "is no address"
+        raise refuse(why)
+    host = host_of(parsed)
+    if not re.fullmatch(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{0,63}|[0-9a-f:.]+", host):
         why = "is no address: its host is no name"
         raise refuse(why)
-    if parsed.userinfo:
+    if parsed.auth:
         why = "carries a user name or password"
         raise refuse(why)
-    if parsed.scheme not in ("https", "http") or not parsed.host:
+    if parsed.scheme not in ("https", "http") or not host:
         why = "is no https address"
         raise refuse(why)
-    local = _is_loopback(parsed.host)
+    local = is_loopback(host)
     if parsed.scheme == "http" and not local:
         why = "is plain http from another machine"
         raise refuse(why)
-    if local and come_from and not _is_loopback(httpx.URL(come_from).host):
+    if local and come_from and not is_loopback(host_of(parse_url(come_from))):
         why = "is this machine itself"
         raise refuse(why)
-    if parsed.host.lower().rstrip(".") in _METADATA or _is_forbidden(parsed.host):
+    if host.rstrip(".") in _METADATA or _is_forbidden(host):
         why = "is a link-local or metadata address"
         raise refuse(why)
     return parsed
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def host_of(url: Url) -> str:
+    """The host without the brackets of IPv6, empty if there is none."""
+    return (url.host or "").strip("[]")
+
+
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, IPv4 where it is mapped into IPv6; None for a name."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -122,13 +137,14 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return mapped or address
 
 
-def _is_loopback(host: str) -> bool:
-    address = _address(host)
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its address or as `localhost`."""
+    address = address_of(host)
     return address.is_loopback if address else host.lower() == "localhost"
 
 
 def _is_forbidden(host: str) -> bool:
-    address = _address(host)
+    address = address_of(host)
     if address is None:
         return False
     known = str(address) in _METADATA_ADDRESSES
@@ -157,71 +173,28 @@ def trust(environ: Mapping[str, str], say: Callable[[str], None]) -> ssl.SSLCont
     return context
 
 
-def open_client(
-    environ: Mapping[str, str], context: ssl.SSLContext, timeout: float
-) -> httpx.Client:
-    """A client with the environment's proxies (never for loopback). Raises Failure for an
-    impossible proxy.
-    """
-    import httpx
-
-    mounts: dict[str, httpx.BaseTransport | None] = {}
-    for scheme in ("http", "https", "all"):
-        variable = f"{scheme}_proxy"
-        value = environ.get(variable) or environ.get(variable.upper()) or ""
-        if not value:
-            continue
-        try:
-            address = value if "://" in value else f"http://{value}"
-            secure = context if address.startswith("https:") else None
-            proxy = httpx.Proxy(address, ssl_context=secure)
-            mounts[f"{scheme}://"] = httpx.HTTPTransport(
-                verify=context, proxy=proxy, trust_env=False
-            )
-        except (httpx.InvalidURL, ValueError, ImportError):
-            what = f"the proxy in {variable} cannot be used"  # its value may hold a password
-            help = "write it as http://host:port (SOCKS needs the package httpx[socks])"
-            raise Failure(what, Blame.HOST, next_step=help) from None
-    if mounts:
-        exceptions = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-        names = [name.strip().lower() for name in exceptions.split(",")]
-        if "*" in names:
-            mounts.clear()
-        mounts |= {_pattern(name): None for name in names if name and name != "*"}
-    return httpx.Client(
-        transport=httpx.HTTPTransport(verify=context, trust_env=False),
-        mounts={**mounts, "all://localhost": None},
-        trust_env=False,
-        follow_redirects=False,
-        timeout=timeout,
-        headers={"User-Agent": "pytest-sandbox", "Accept-Encoding": "identity"},
-    )
-
-
-def _pattern(name: str) -> str:
-    """httpx's writing of a `no_proxy` entry: a host and everything below it."""
-    address = _address(name.strip("[]"))
-    if address is not None:
-        return f"all://[{address}]" if address.version == 6 else f"all://{address}"
-    return f"all://{name}" if name == "localhost" else f"all://*{name}"
+def check_peer(connection: HTTPConnection, scheme: str) -> None:
+    """A name can lead anywhere: the address behind it must keep the rules too. Raises Failure."""
+    host = str(connection.sock.getpeername()[0])
+    if _is_forbidden(host) or (scheme == "http" and not is_loopback(host)):
+        name = f"{scheme}://{connection.host}"
+        what = f"{name} leads to the address {host}, which downloads may not use"
+        raise Failure(what, Blame.UPSTREAM, next_step=_ADDRESS_HELP)
 
 
 @contextmanager
-def get(
-    clients: tuple[httpx.Client, httpx.Client], url: str, headers: Mapping[str, str]
-) -> Iterator[Reply]:
+def get(client: Client, url: str, headers: Mapping[str, str]) -> Iterator[Reply]:
     """One GET, redirects followed one by one, each under `check_url`; statuses 200, 206 and 416 get
     through.
 
-    `clients` are the one for loopback and the one for other machines. Raises Failure.
+    The blocks are as they were sent (no Content-Encoding is undone) and as they come. Raises
+    Failure.
     """
     come_from, blame = "", Blame.RECIPE
     for _ in range(REDIRECTS + 1):
         parsed = check_url(url, blame=blame, come_from=come_from)
-        client = clients[0] if _is_loopback(parsed.host) else clients[1]
-        with _failures(url), client.stream("GET", parsed, headers=dict(headers)) as response:
-            _check_peer(response, url)
-            if response.status_code in (301, 302, 303, 307, 308):
+        with _failures(url), closing(client.ask(parsed, headers)) as response:
+            if response.status in (301, 302, 303, 307, 308):
                 location = response.headers.get("location", "")
                 if not location:
                     what = f"{shown(url)} redirects to nowhere"
@@ -229,39 +202,35 @@ def get(
                 come_from, blame = url, Blame.UPSTREAM
                 url = _join(url, location)
                 continue
-            if response.status_code not in (200, 206, 416):
+            if response.status not in (200, 206, 416):
                 raise _bad_status(response, url)
-            yield Reply(url, response.status_code, response.headers, response.iter_raw(1 << 18))
+            yield Reply(url, response.status, response.headers, _blocks(response))
             return
     what = f"{shown(url)} is the end of more than {REDIRECTS} redirects"
     raise Failure(what, Blame.UPSTREAM)
 
 
+def _blocks(response: BaseHTTPResponse) -> Iterator[bytes]:
+    # read1: a block is what is there; read would wait for a whole one, and no deadline would be met
+    while block := response.read1(1 << 18, decode_content=False):
+        yield block
+
+
 def _join(url: str, location: str) -> str:
-    import httpx
+    from urllib3.util import parse_url
 
+    with suppress(UnicodeError):  # http.client reads headers as Latin-1
+        location = location.encode("latin-1").decode()
     try:
-        return str(httpx.URL(url).join(location).copy_with(fragment=None))
-    except (httpx.InvalidURL, ValueError) as error:
+        return parse_url(urljoin(url, location))._replace(fragment=None).url
+    except ValueError:
         what = f"{shown(url)} redirects to something that is no address"
-        raise Failure(what, Blame.UPSTREAM) from error
+        raise Failure(what, Blame.UPSTREAM) from None
 
 
-def _check_peer(response: httpx.Response, url: str) -> None:
-    """A name can lead anywhere: the address behind it must keep the rules too."""
-    stream = response.extensions.get("network_stream")
-    peer = stream.get_extra_info("server_addr") if stream is not None else None
-    if not isinstance(peer, tuple):
-        return
-    host = str(peer[0])
-    if _is_forbidden(host) or (response.url.scheme == "http" and not _is_loopback(host)):
-        what = f"{shown(url)} leads to the address {host}, which downloads may not use"
-        raise Failure(what, Blame.UPSTREAM, next_step=_ADDRESS_HELP)
-
-
-def _bad_status(response: httpx.Response, url: str) -> Failure:
-    status = response.status_code
-    what = f"{shown(url)} answers {status} {response.reason_phrase}".rstrip()
+def _bad_status(response: BaseHTTPResponse, url: str) -> Failure:
+    status = response.status
+    what = f"{shown(url)} answers {status} {response.reason or ''}".rstrip()
     limited = status == 403 and (
         "retry-after" in response.headers or response.headers.get("x-ratelimit-remaining") == "0"
     )
@@ -294,22 +263,23 @@ def _retry_after(value: str) -> float:
 
 @contextmanager
 def _failures(url: str) -> Iterator[None]:
-    """httpx's errors as Failure."""
-    import httpx
+    """urllib3's errors as Failure."""
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+    except (HTTPError, OSError) as error:
         if isinstance(error, OSError) and not isinstance(error, (ssl.SSLError, ConnectionError)):
             raise  # the disk's, not the connection's
         raise _explain(error, url) from error
 
 
 def _explain(error: Exception, url: str) -> Failure:
-    import httpx
+    from urllib3 import exceptions as web
 
-    host = urlsplit(url).hostname or ""
     causes = list(_causes(error))
+    proxy = any(isinstance(cause, web.ProxyError) for cause in causes)  # it was not reached
+    host = "the proxy of https_proxy" if proxy else urlsplit(url).hostname or ""
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Failure(
@@ -318,19 +288,25 @@ def _explain(error: Exception, url: str) -> Failure:
                 next_step="put your network's CA certificate into the system's trust store, or name"
                 " its file in SSL_CERT_FILE",
             )
-    what, next_step = f"{shown(url)}: {str(error) or type(error).__name__}", "check the connection"
+        refusal = re.match(r"Tunnel connection failed: (.*)", str(cause))
+        if refusal and isinstance(cause, OSError):
+            what = f"{shown(url)}: the proxy refuses: {refusal[1]}"
+            if refusal[1].startswith("407"):
+                help = "give its user and password in https_proxy"
+                return Failure(what, Blame.HOST, next_step=help)
+            return Failure(what, Blame.NETWORK, next_step="check https_proxy", transient=True)
+    last = str(causes[-1]) or type(causes[-1]).__name__
+    what, next_step = f"{shown(url)}: {last}", "check the connection"
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         what, next_step = f"the name {host} cannot be resolved", "check DNS, or set https_proxy"
     elif any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         what = f"{shown(url)}: connection refused"
-    elif isinstance(error, httpx.TimeoutException):
+    elif any(isinstance(cause, TimeoutError) for cause in causes):
         what = f"{shown(url)}: no answer in time ({type(error).__name__})"
-    elif isinstance(error, httpx.ProxyError):
-        what, next_step = f"{shown(url)}: the proxy refuses: {error}", "check https_proxy"
-        if str(error).startswith("407"):
-            return Failure(what, Blame.HOST, next_step="give its user and password in https_proxy")
-    elif isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
-        what = f"{shown(url)}: the connection was cut ({str(error) or type(error).__name__})"
+    elif isinstance(error, web.ProtocolError):
+        what = f"{shown(url)}: the connection was cut ({last})"
+    if proxy:
+        what, next_step = f"{what} (on the way to the proxy)", "check https_proxy"
     return Failure(what, Blame.NETWORK, next_step=next_step, transient=True)
 
 
