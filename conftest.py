@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import TYPE_CHECKING
 
-import platformdirs
 import pytest
+
+from pytest_sandbox.folders import cache_folder, data_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,8 +16,7 @@ pytest_plugins = ["pytester"]
 
 # pytester gives its runs a HOME of their own; a base that was made once on this machine, and the
 # downloads, are shared all the same, as users' runs share them.
-CACHE = os.environ.get("PYTEST_SANDBOX_CACHE") or platformdirs.user_cache_dir("pytest-sandbox")
-DATA = os.environ.get("PYTEST_SANDBOX_DATA") or platformdirs.user_data_dir("pytest-sandbox")
+CACHE, DATA = str(cache_folder()), str(data_folder())
 
 
 @pytest.fixture

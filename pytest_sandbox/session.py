@@ -12,7 +12,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import ImageUnavailable, RuntimeUnavailable, SandboxError
@@ -20,6 +19,7 @@ from pytest_sandbox.targets import Target, host_arch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from pytest_sandbox.images.families import Family
     from pytest_sandbox.images.requirements import SystemRequirements
@@ -126,16 +126,11 @@ class RunSession:
     def downloader(self) -> Downloader:
         """Fetches artefacts on the host, into a cache that runs share."""
         if "downloader" not in self._cache:
-            import platformdirs
-
+            from pytest_sandbox.folders import cache_folder
             from pytest_sandbox.plans.downloads import Downloader
 
-            cache = Path(
-                self.environ.get("PYTEST_SANDBOX_CACHE")
-                or platformdirs.user_cache_path("pytest-sandbox")
-            )
             self._cache["downloader"] = Downloader(
-                cache, offline=self.settings.offline, say=self.say
+                cache_folder(self.environ), offline=self.settings.offline, say=self.say
             )
         found: Downloader = self._cache["downloader"]
         return found

@@ -12,20 +12,18 @@ import hashlib
 import os
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 import msgspec
 
-from pytest_sandbox.folders import make_folder
+from pytest_sandbox.folders import DATA_VARIABLE, cache_folder, data_folder, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from pytest_sandbox.provision.bootstrap import BootstrappedBase
 
-DATA_VARIABLE: Final = "PYTEST_SANDBOX_DATA"
-CACHE_VARIABLE: Final = "PYTEST_SANDBOX_CACHE"
 BASE_LABEL: Final = "org.pytest-sandbox.base"
 BASE_SHA_LABEL: Final = "org.pytest-sandbox.base-sha256"
 SUITE_LABEL: Final = "org.pytest-sandbox.base-suite"
@@ -51,24 +49,13 @@ class _Record(msgspec.Struct, kw_only=True):
 
 
 def data_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """Where the record lives: PYTEST_SANDBOX_DATA, else the platform's data directory of the
-    user."""
-    environ = os.environ if environ is None else environ
-    if environ.get(DATA_VARIABLE):
-        return Path(environ[DATA_VARIABLE])
-    from platformdirs import user_data_path
-
-    return user_data_path("pytest-sandbox")
+    """Where the record lives."""
+    return data_folder(environ)
 
 
 def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """Where what can be made again lives: PYTEST_SANDBOX_CACHE, else the user's cache directory."""
-    environ = os.environ if environ is None else environ
-    if environ.get(CACHE_VARIABLE):
-        return Path(environ[CACHE_VARIABLE])
-    from platformdirs import user_cache_path
-
-    return user_cache_path("pytest-sandbox")
+    """Where the tars of bases live."""
+    return cache_folder(environ)
 
 
 def without_digest(reference: str) -> str:
@@ -209,6 +196,6 @@ def _write(bases: list[Base]) -> None:
 def _locked() -> Iterator[None]:
     from filelock import FileLock
 
-    folder = make_folder(data_dir(), "PYTEST_SANDBOX_DATA")
+    folder = make_folder(data_dir(), DATA_VARIABLE)
     with FileLock(folder / "bases.lock"):
         yield

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, ImageUnavailable
-from pytest_sandbox.folders import make_folder
+from pytest_sandbox.folders import CACHE_VARIABLE, cache_folder, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 SAY_AFTER: Final = 2.0
 """Waiting is said after this many seconds."""
@@ -21,15 +20,7 @@ SAY_AFTER: Final = 2.0
 
 def lock_folder(environ: Mapping[str, str] | None = None) -> Path:
     """The folder of all lock files: below PYTEST_SANDBOX_CACHE or the user's cache folder."""
-    environ = os.environ if environ is None else environ
-    base = environ.get("PYTEST_SANDBOX_CACHE")
-    if base:
-        folder = Path(base) / "locks"
-    else:
-        import platformdirs
-
-        folder = platformdirs.user_cache_path("pytest-sandbox") / "locks"
-    return make_folder(folder, "PYTEST_SANDBOX_CACHE")
+    return make_folder(cache_folder(environ) / "locks", CACHE_VARIABLE)
 
 
 def image_lock_path(key: str) -> Path:
