@@ -117,9 +117,9 @@ def test_mounts_are_read_only_unless_said_otherwise(start: Callable[..., System]
     writable = tmp_path / "writable"
     writable.mkdir(mode=0o777)
     writable.chmod(0o777)
-    system = start(mounts=(Mount(tmp_path, "/work/in"), Mount(writable, "/out", read_only=False)))
-    assert sh(system, "cat /work/in/file").stdout == "from the host"
-    assert sh(system, "echo x >/work/in/file").returncode != 0
+    system = start(mounts=(Mount(tmp_path, "/given"), Mount(writable, "/out", read_only=False)))
+    assert sh(system, "cat /given/file").stdout == "from the host"
+    assert sh(system, "echo x >/given/file").returncode != 0
     assert sh(system, "echo x >/out/file").returncode == 0
     assert (writable / "file").read_text() == "x\n"
     assert system.changes() == Changes()

@@ -32,11 +32,11 @@ def test_engine_files_and_mounts_are_no_changes():
         "/sbin": 0,
         "/sbin/docker-init": 1,
         "/work": 1,
-        "/work/in": 1,
+        "/given": 1,
         "/run": 0,
         "/run/secrets": 1,
     }
-    assert select_changes(listed, ["/work/in"]) == Changes()
+    assert select_changes(listed, ["/given"]) == Changes()
 
 
 def test_folders_are_listed_for_themselves_only():
@@ -47,12 +47,12 @@ def test_folders_are_listed_for_themselves_only():
 
 
 def test_what_is_beside_a_mount_is_a_change():
-    listed = {"/work": 1, "/work/in": 1, "/work/out": 1}
-    assert select_changes(listed, ["/work/in"]).added == ("/work", "/work/out")
+    listed = {"/work": 1, "/given": 1, "/work/out": 1}
+    assert select_changes(listed, ["/given"]).added == ("/work", "/work/out")
 
 
 def test_a_similar_name_is_no_mount():
-    assert select_changes({"/work": 0, "/work/input": 1}, ["/work/in"]).added == ("/work/input",)
+    assert select_changes({"/work": 0, "/givenput": 1}, ["/given"]).added == ("/givenput",)
 
 
 @pytest.mark.parametrize(
