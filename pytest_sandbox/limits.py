@@ -25,14 +25,6 @@ def parse_size(value: str | int) -> int:
     return int(float(match[1]) * _UNIT[match[2].lower()])
 
 
-def show_size(size: int) -> str:
-    """The shortest exact writing of a size: 2147483648 is `2g`."""
-    for unit in "tgmk":
-        if size and size % _UNIT[unit] == 0:
-            return f"{size // _UNIT[unit]}{unit}"
-    return str(size)
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one sandbox may use.

@@ -64,11 +64,6 @@ def without_digest(reference: str) -> str:
     return reference.split("@", 1)[0]
 
 
-def digest_of(reference: str) -> str:
-    """The SHA-256 (hex) that a pinned reference names; empty where it is not pinned."""
-    return reference.rpartition("@sha256:")[2] if "@sha256:" in reference else ""
-
-
 def recorded_bases() -> list[Base]:
     """Every recorded base. A record that cannot be read counts as empty: it is only a memory of
     what can be made again."""
