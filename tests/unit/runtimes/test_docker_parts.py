@@ -31,12 +31,12 @@ def test_engine_files_and_mounts_are_no_changes():
         "/etc/hosts": 1,
         "/sbin": 0,
         "/sbin/docker-init": 1,
-        "/work": 1,
-        "/given": 1,
+        "/box": 1,
+        "/box/in": 1,
         "/run": 0,
         "/run/secrets": 1,
     }
-    assert select_changes(listed, ["/given"]) == Changes()
+    assert select_changes(listed, ["/box/in"]) == Changes()
 
 
 def test_folders_are_listed_for_themselves_only():
@@ -47,12 +47,12 @@ def test_folders_are_listed_for_themselves_only():
 
 
 def test_what_is_beside_a_mount_is_a_change():
-    listed = {"/work": 1, "/given": 1, "/work/out": 1}
-    assert select_changes(listed, ["/given"]).added == ("/work", "/work/out")
+    listed = {"/box": 1, "/box/in": 1, "/box/out": 1}
+    assert select_changes(listed, ["/box/in"]).added == ("/box", "/box/out")
 
 
 def test_a_similar_name_is_no_mount():
-    assert select_changes({"/work": 0, "/givenput": 1}, ["/given"]).added == ("/givenput",)
+    assert select_changes({"/box": 0, "/box/input": 1}, ["/box/in"]).added == ("/box/input",)
 
 
 @pytest.mark.parametrize(
