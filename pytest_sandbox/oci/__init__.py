@@ -1,0 +1,1 @@
+"""A container library: images, layers, bundles. It knows neither recipes nor pytest."""
