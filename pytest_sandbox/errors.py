@@ -8,6 +8,8 @@ SandboxError
 ├── DownloadError              an artefact that could not be had
 ├── RuntimeUnavailable         no engine, or an engine that does not answer
 ├── ImageUnavailable           a base image that is neither at hand nor to be had
+│   ├── RegistryError          a registry that cannot be reached, refuses, or answers nonsense
+│   └── InvalidImage           an image whose content breaks the rules (digest, size, form, bounds)
 ├── BuildFailed                an image build that ended badly
 ├── SandboxGone                the sandbox ended while it was in use
 ├── UnknownUser                `user=` names nobody in the sandbox
@@ -177,6 +179,32 @@ class ImageUnavailable(SandboxError):
     """A base image that is neither at hand nor to be had."""
 
     phase = Phase.IMAGE
+
+
+class RegistryError(ImageUnavailable):
+    """A registry that cannot be reached, refuses, or answers nonsense. `status` is its HTTP status,
+    0 where there was none.
+    """
+
+    blame = Blame.NETWORK
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        next_step: str = "",
+        blame: Blame | None = None,
+        status: int = 0,
+        details: str = "",
+    ) -> None:
+        super().__init__(what, next_step=next_step, blame=blame, details=details)
+        self.status = status
+
+
+class InvalidImage(ImageUnavailable):
+    """An image whose content breaks the rules: digest, size, form, bounds, unsafe entries."""
+
+    blame = Blame.UPSTREAM
 
 
 class BuildFailed(SandboxError):
