@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, DownloadError
-from pytest_sandbox.plans.connections import open_client
-from pytest_sandbox.plans.transport import Failure, check_url, get, shown, trust
+from pytest_sandbox.transport.addresses import Failure, check_url, shown
+from pytest_sandbox.transport.connections import open_client
+from pytest_sandbox.transport.requests import get, trust
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pytest_sandbox.plans.transport import Reply
+    from pytest_sandbox.transport.requests import Reply
 
 ALGORITHMS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
 """The hashes that a recipe may give, and their length in hex digits."""

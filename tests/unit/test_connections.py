@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pytest_sandbox.errors import Blame, DownloadError
-from pytest_sandbox.plans.connections import _exempts
 from pytest_sandbox.plans.downloads import Downloader
-from pytest_sandbox.plans.transport import Failure, check_url
+from pytest_sandbox.transport.addresses import Failure, check_url
+from pytest_sandbox.transport.connections import _exempts
 
 BODY = bytes(range(256)) * 1024
 SHA256 = hashlib.sha256(BODY).hexdigest()

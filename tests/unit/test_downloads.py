@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pytest_sandbox.errors import Blame, DownloadError
-from pytest_sandbox.plans import transport
 from pytest_sandbox.plans.downloads import Downloader
-from pytest_sandbox.plans.transport import Failure, check_url, shown
+from pytest_sandbox.transport import addresses
+from pytest_sandbox.transport.addresses import Failure, check_url, shown
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -463,7 +463,7 @@ def test_only_loopback_leads_to_loopback():
 
 
 def test_the_address_behind_a_name_is_held_to_the_rules_too(site, downloader, monkeypatch):
-    monkeypatch.setattr(transport, "_is_forbidden", lambda host: host == "127.0.0.1")
+    monkeypatch.setattr(addresses, "is_forbidden", lambda host: host == "127.0.0.1")
     url = site.url("/file").replace("127.0.0.1", "localhost")
     error = failing(downloader(), url)
     assert error.blame is Blame.UPSTREAM

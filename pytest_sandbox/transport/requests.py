@@ -1,8 +1,7 @@
-"""One GET of the host: what may be asked, whom it trusts, and whose fault a failure is."""
+"""One GET of the host: whom it trusts, how redirects are followed, and whose fault a failure is."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 import ssl
@@ -15,44 +14,18 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 from pytest_sandbox.errors import Blame
+from pytest_sandbox.transport.addresses import Failure, check_url, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from urllib3 import BaseHTTPResponse
-    from urllib3.connection import HTTPConnection
-    from urllib3.util import Url
 
-    from pytest_sandbox.plans.connections import Client
+    from pytest_sandbox.transport.connections import Client
 
 REDIRECTS: Final = 10
 LONGEST_WAIT: Final = 60.0
-_METADATA: Final = ("metadata.google.internal", "metadata", "instance-data")
-_METADATA_ADDRESSES: Final = ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")
 _CA_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_ADDRESS_HELP: Final = "use an https address of a public server; http is for 127.0.0.1 and ::1 only"
-
-
-class Failure(Exception):
-    """Why one address did not give the file. `transient` failures are worth another try after
-    `wait` seconds.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        blame: Blame,
-        *,
-        next_step: str = "",
-        transient: bool = False,
-        wait: float = 0.0,
-    ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.blame = blame
-        self.next_step = next_step
-        self.transient = transient
-        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,90 +38,6 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     blocks: Iterator[bytes]
-
-
-def shown(url: str) -> str:
-    """An address for people: without its query, which may hold a signature or a token, and without
-    a password.
-    """
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
-    return f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else "")
-
-
-def check_url(url: str, *, blame: Blame, come_from: str = "") -> Url:
-    """Hold an address to the rules; `come_from` is the address that redirects to it. Raises
-    Failure.
-
-    https, or http from loopback; no password; no link-local or metadata address; only loopback
-    leads to loopback. What is returned is what may be asked: nothing else reads the address again.
-    """
-    from urllib3.util import parse_url
-
-    def refuse(why: str) -> Failure:
-        through = f" (redirected from {shown(come_from)})" if come_from else ""
-        return Failure(f"{shown(url)} {why}{through}", blame, next_step=_ADDRESS_HELP)
-
-    try:
-        parsed = parse_url("" if re.search(r"[\x00-\x1f\x7f]", url) else url)
-    except ValueError:  # its text holds the whole address
-        parsed = parse_url("")
-    if not parsed.url:
-        why = "is no address"
-        raise refuse(why)
-    host = host_of(parsed)
-    if not re.fullmatch(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{0,63}|[0-9a-f:.]+", host):
-        why = "is no address: its host is no name"
-        raise refuse(why)
-    if parsed.auth:
-        why = "carries a user name or password"
-        raise refuse(why)
-    if parsed.scheme not in ("https", "http") or not host:
-        why = "is no https address"
-        raise refuse(why)
-    local = is_loopback(host)
-    if parsed.scheme == "http" and not local:
-        why = "is plain http from another machine"
-        raise refuse(why)
-    if local and come_from and not is_loopback(host_of(parse_url(come_from))):
-        why = "is this machine itself"
-        raise refuse(why)
-    if host.rstrip(".") in _METADATA or _is_forbidden(host):
-        why = "is a link-local or metadata address"
-        raise refuse(why)
-    return parsed
-
-
-def host_of(url: Url) -> str:
-    """The host without the brackets of IPv6, empty if there is none."""
-    return (url.host or "").strip("[]")
-
-
-def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is, IPv4 where it is mapped into IPv6; None for a name."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its address or as `localhost`."""
-    address = address_of(host)
-    return address.is_loopback if address else host.lower() == "localhost"
-
-
-def _is_forbidden(host: str) -> bool:
-    address = address_of(host)
-    if address is None:
-        return False
-    known = str(address) in _METADATA_ADDRESSES
-    return known or address.is_link_local or address.is_multicast or address.is_unspecified
 
 
 def trust(environ: Mapping[str, str], say: Callable[[str], None]) -> ssl.SSLContext:
@@ -173,15 +62,6 @@ def trust(environ: Mapping[str, str], say: Callable[[str], None]) -> ssl.SSLCont
     return context
 
 
-def check_peer(connection: HTTPConnection, scheme: str) -> None:
-    """A name can lead anywhere: the address behind it must keep the rules too. Raises Failure."""
-    host = str(connection.sock.getpeername()[0])
-    if _is_forbidden(host) or (scheme == "http" and not is_loopback(host)):
-        name = f"{scheme}://{connection.host}"
-        what = f"{name} leads to the address {host}, which downloads may not use"
-        raise Failure(what, Blame.UPSTREAM, next_step=_ADDRESS_HELP)
-
-
 @contextmanager
 def get(client: Client, url: str, headers: Mapping[str, str]) -> Iterator[Reply]:
     """One GET, redirects followed one by one, each under `check_url`; statuses 200, 206 and 416 get
@@ -193,30 +73,32 @@ def get(client: Client, url: str, headers: Mapping[str, str]) -> Iterator[Reply]
     come_from, blame = "", Blame.RECIPE
     for _ in range(REDIRECTS + 1):
         parsed = check_url(url, blame=blame, come_from=come_from)
-        with _failures(url), closing(client.ask(parsed, headers)) as response:
+        with failures(url), closing(client.ask(parsed, headers)) as response:
             if response.status in (301, 302, 303, 307, 308):
                 location = response.headers.get("location", "")
                 if not location:
                     what = f"{shown(url)} redirects to nowhere"
                     raise Failure(what, Blame.UPSTREAM)
                 come_from, blame = url, Blame.UPSTREAM
-                url = _join(url, location)
+                url = join(url, location)
                 continue
             if response.status not in (200, 206, 416):
                 raise _bad_status(response, url)
-            yield Reply(url, response.status, response.headers, _blocks(response))
+            yield Reply(url, response.status, response.headers, blocks(response))
             return
     what = f"{shown(url)} is the end of more than {REDIRECTS} redirects"
     raise Failure(what, Blame.UPSTREAM)
 
 
-def _blocks(response: BaseHTTPResponse) -> Iterator[bytes]:
+def blocks(response: BaseHTTPResponse) -> Iterator[bytes]:
+    """The body as it was sent and as it comes, at most 256 KiB at a time."""
     # read1: a block is what is there; read would wait for a whole one, and no deadline would be met
     while block := response.read1(1 << 18, decode_content=False):
         yield block
 
 
-def _join(url: str, location: str) -> str:
+def join(url: str, location: str) -> str:
+    """The address that a redirect of `url` leads to. Raises Failure where it is none."""
     from urllib3.util import parse_url
 
     with suppress(UnicodeError):  # http.client reads headers as Latin-1
@@ -240,7 +122,7 @@ def _bad_status(response: BaseHTTPResponse, url: str) -> Failure:
             Blame.NETWORK,
             next_step="try again later",
             transient=True,
-            wait=_retry_after(response.headers.get("retry-after", "")),
+            wait=min(retry_after(response.headers.get("retry-after", "")), LONGEST_WAIT),
         )
     if status == 407:
         return Failure(
@@ -249,8 +131,8 @@ def _bad_status(response: BaseHTTPResponse, url: str) -> Failure:
     return Failure(what, Blame.UPSTREAM, next_step="correct the address in the recipe")
 
 
-def _retry_after(value: str) -> float:
-    """Seconds to wait, at most LONGEST_WAIT; 0 where the header says nothing of use."""
+def retry_after(value: str) -> float:
+    """Seconds to wait by a Retry-After header; 0 where it says nothing of use."""
     if re.fullmatch(r"[0-9]{1,9}", value.strip()):
         seconds = float(value)
     else:
@@ -258,11 +140,11 @@ def _retry_after(value: str) -> float:
             seconds = parsedate_to_datetime(value).timestamp() - time()
         except (ValueError, TypeError, OverflowError):
             return 0.0
-    return min(max(seconds, 0.0), LONGEST_WAIT)
+    return max(seconds, 0.0)
 
 
 @contextmanager
-def _failures(url: str) -> Iterator[None]:
+def failures(url: str) -> Iterator[None]:
     """urllib3's errors as Failure."""
     from urllib3.exceptions import HTTPError
 

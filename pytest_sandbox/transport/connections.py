@@ -1,4 +1,4 @@
-"""The host's connections for downloads: direct ones, and those through the environment's proxy."""
+"""The host's connections to servers: direct ones, and those through the environment's proxy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from base64 import b64encode
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from pytest_sandbox.errors import Blame
-from pytest_sandbox.plans.transport import Failure, address_of, check_peer, host_of, is_loopback
+from pytest_sandbox.transport.addresses import (
+    Failure,
+    address_of,
+    check_peer,
+    host_of,
+    is_loopback,
+    may_be_plain,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -33,12 +40,14 @@ _HEADERS: Final = {
 @dataclass(frozen=True, slots=True)
 class Client:
     """Connections to servers, `direct` or through the `proxy` for https; `exempt` are the entries
-    of no_proxy. Leaving it as a context closes them.
+    of no_proxy, `plain` the hosts that may be asked without TLS. Leaving it as a context closes
+    them. Safe for threads.
     """
 
     direct: PoolManager
     proxy: PoolManager | None
     exempt: tuple[str, ...]
+    plain: frozenset[str] = frozenset()
 
     def __enter__(self) -> Client:
         return self
@@ -50,21 +59,32 @@ class Client:
                     manager.pools[key].close()
                 manager.clear()
 
-    def ask(self, url: Url, headers: Mapping[str, str]) -> BaseHTTPResponse:
-        """GET without redirects and without retries; the body is still to be read."""
+    def ask(
+        self,
+        url: Url,
+        headers: Mapping[str, str],
+        *,
+        method: str = "GET",
+        body: bytes | IO[bytes] | None = None,
+    ) -> BaseHTTPResponse:
+        """One request without redirects and without retries; the reply's body is still to be read.
+
+        `body` is sent as it is: a file from where it stands, with the Content-Length of `headers`.
+        """
         host, scheme = host_of(url), url.scheme or ""
         port = (443 if scheme == "https" else 80) if url.port is None else url.port
         manager = self.direct
-        # check_url lets http to loopback only, which no proxy sees
+        # check_url lets http to loopback and to `plain` hosts only, which no proxy sees
         if self.proxy is not None and scheme == "https" and not is_loopback(host):
             exempt = any(_exempts(entry, host.rstrip("."), port) for entry in self.exempt)
             manager = self.direct if exempt else self.proxy
         pool = manager.connection_from_host(host, port, scheme)
         if manager is self.direct:
-            pool.ConnectionCls = _checked_connection(scheme)
+            pool.ConnectionCls = _checked_connection(scheme, may_be_plain(url, self.plain))
         return pool.urlopen(
-            "GET",
+            method,
             url.request_uri,
+            body=body,
             headers={**_HEADERS, **headers},
             retries=False,
             redirect=False,
@@ -73,9 +93,19 @@ class Client:
         )
 
 
-def open_client(environ: Mapping[str, str], context: ssl.SSLContext, timeout: float) -> Client:
-    """A client with the environment's proxies (never for loopback). Raises Failure for an
-    impossible proxy.
+def open_client(
+    environ: Mapping[str, str],
+    context: ssl.SSLContext,
+    timeout: float,
+    *,
+    plain: frozenset[str] = frozenset(),
+    connections: int = 1,
+) -> Client:
+    """A client with the environment's proxies (never for loopback and `plain` hosts). Raises
+    Failure for an impossible proxy.
+
+    `timeout` is how long a server may be silent, in seconds; `connections` how many to one server
+    are kept for the next request.
     """
     from urllib3 import PoolManager, Timeout
 
@@ -87,19 +117,21 @@ def open_client(environ: Mapping[str, str], context: ssl.SSLContext, timeout: fl
         if not value:
             continue
         try:
-            proxies[scheme] = _through(value, context, silence)
+            proxies[scheme] = _through(value, context, silence, connections)
         except (ValueError, ImportError):
             what = f"the proxy in {variable} cannot be used"  # its value may hold a password
             help = "write it as http://host:port (SOCKS needs the package urllib3[socks])"
             raise Failure(what, Blame.HOST, next_step=help) from None
-    direct = PoolManager(ssl_context=context, timeout=silence)
+    direct = PoolManager(ssl_context=context, timeout=silence, maxsize=connections)
     exceptions = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     names = (name.strip().lower() for name in exceptions.split(","))
     proxy = proxies.get("https") or proxies.get("all")
-    return Client(direct, proxy, tuple(name for name in names if name))
+    return Client(direct, proxy, tuple(name for name in names if name), plain)
 
 
-def _through(value: str, context: ssl.SSLContext, silence: Timeout) -> PoolManager:
+def _through(
+    value: str, context: ssl.SSLContext, silence: Timeout, connections: int
+) -> PoolManager:
     """The way through one proxy. Raises ValueError or ImportError where there is none."""
     from urllib3 import ProxyManager
     from urllib3.util import parse_url
@@ -115,7 +147,12 @@ def _through(value: str, context: ssl.SSLContext, silence: Timeout) -> PoolManag
         from urllib3.contrib.socks import SOCKSProxyManager
 
         return SOCKSProxyManager(
-            address, user or None, password or None, ssl_context=context, timeout=silence
+            address,
+            user or None,
+            password or None,
+            ssl_context=context,
+            timeout=silence,
+            maxsize=connections,
         )
     secret = b64encode(f"{user}:{password}".encode()).decode()
     return ProxyManager(
@@ -124,6 +161,7 @@ def _through(value: str, context: ssl.SSLContext, silence: Timeout) -> PoolManag
         proxy_ssl_context=context,
         ssl_context=context,
         timeout=silence,
+        maxsize=connections,
     )
 
 
@@ -147,14 +185,14 @@ def _exempts(entry: str, host: str, port: int) -> bool:
 
 
 @cache
-def _checked_connection(scheme: str) -> type[HTTPConnection]:
+def _checked_connection(scheme: str, plain: bool) -> type[HTTPConnection]:
     """Connections that hold the address behind a name to the rules before they ask it."""
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     class Plain(HTTPConnection):
         def connect(self) -> None:
             super().connect()
-            check_peer(self, "http")
+            check_peer(self, "http", plain=plain)
 
     class Secure(HTTPSConnection):
         def connect(self) -> None:
