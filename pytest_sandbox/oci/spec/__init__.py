@@ -1,0 +1,1 @@
+"""Image config -> OCI runtime spec: one file a subject, `generate` puts them together."""
