@@ -78,13 +78,13 @@ def subordinate(names: tuple[str, ...], path: Path) -> tuple[int, int, str] | No
     entries = []
     for line in text.splitlines():
         name, _, rest = line.strip().partition(":")
-        start, _, count = rest.partition(":")
-        if start.isdigit() and count.isdigit():
-            entries.append((name, int(start), int(count)))
+        low, _, many = rest.partition(":")
+        if low.isdigit() and many.isdigit():
+            entries.append((name, int(low), int(many)))
     for wanted in names:
-        for name, start, count in entries:
-            if name == wanted and count >= BLOCK and start + BLOCK <= 1 << 31:
-                return start, count, name
+        for name, first, count in entries:
+            if name == wanted and count >= BLOCK and first + BLOCK <= 1 << 31:
+                return first, count, name
     return None
 
 

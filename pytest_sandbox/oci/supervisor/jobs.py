@@ -1,0 +1,149 @@
+"""A job: one function that runs in a forked child of the supervisor, and how its errors travel."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+import traceback
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox import errors
+from pytest_sandbox.oci.supervisor import messages
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
+
+
+class Call:
+    """What a job was asked: `args` (JSON), `fds` (open descriptors, its own to close)."""
+
+    def __init__(
+        self,
+        args: dict[str, Any],
+        fds: list[int],
+        *,
+        reply: socket.socket,
+        note: socket.socket,
+        room: str,
+        enter: Callable[[], None],
+    ) -> None:
+        self.args = args
+        self.fds = fds
+        self.room = room
+        """The supervisor's private tmpfs: mount points and bundles go there."""
+        self._reply = reply
+        self._note = note
+        self._enter = enter
+
+    def send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        """Say something before the end, with descriptors if need be."""
+        messages.send(self._reply, {"said": dict(message)}, fds)
+
+    def watch(
+        self,
+        pid: int,
+        *,
+        companions: Sequence[int] = (),
+        after: tuple[str, Mapping[str, Any]] | None = None,
+        name: str = "",
+    ) -> None:
+        """Hand the orphan `pid` to the supervisor, with the caller's channel.
+
+        Its end is told there as `{"exit": status}` (as os.waitstatus_to_exitcode gives it); when
+        the other end of the channel closes, it is killed. `companions` are killed after it, then
+        the job `after` runs (on the host's side, with `status` added to its arguments) and
+        `{"gone": ...}` is told.
+        """
+        message = {
+            "watch": pid,
+            "companions": list(companions),
+            "after": list(after) if after else None,
+            "name": name,
+        }
+        messages.send(self._note, message, [self._reply.fileno()])
+
+    def enter_ids(self) -> None:
+        """Become root of the sandboxes' ids, for good (a no-op where the job is that already)."""
+        self._enter()
+
+
+def find_job(name: str) -> Callable[[Call], Mapping[str, Any] | None]:
+    """The function behind `package.module:function`. Raises ValueError for one that is not ours."""
+    module, _, function = name.partition(":")
+    if not module.startswith("pytest_sandbox.") or not function.isidentifier():
+        msg = f"{name!r} names no job of this package"
+        raise ValueError(msg)
+    found: Callable[[Call], Mapping[str, Any] | None] = getattr(import_module(module), function)
+    return found
+
+
+def perform(job: Callable[[Call], Mapping[str, Any] | None], call: Call, word: str) -> None:
+    """Run a job to its end and tell its outcome to the caller, under `word`."""
+    try:
+        answer: dict[str, Any] = {word: dict(job(call) or {})}
+    except BaseException as error:
+        answer = {"failed": describe(error)}
+    try:
+        messages.send(call._reply, answer)
+    except OSError:
+        os._exit(1)  # nobody waits for it any more
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as JSON."""
+    told: dict[str, Any] = {"type": type(error).__name__, "text": str(error)}
+    if isinstance(error, errors.SandboxError):
+        told |= {"what": error.what, "next_step": error.next_step, "details": error.details}
+        told |= {"phase": str(error.phase), "blame": str(error.blame)}
+    elif isinstance(error, OSError):
+        told |= {"errno": error.errno, "strerror": error.strerror}
+        told |= {"path": _text(error.filename)}
+    else:
+        told["trace"] = "".join(traceback.format_exception(error))[-4000:]
+    return told
+
+
+def _text(name: Any) -> str | None:
+    return None if name is None else os.fsdecode(name) if not isinstance(name, int) else str(name)
+
+
+class JobFailed(errors.SandboxError):
+    """A job of the supervisor ended in a way that nobody foresaw."""
+
+    phase = errors.Phase.IMAGE
+
+
+def rebuild(told: Mapping[str, Any], job: str) -> BaseException:
+    """The error that `describe` told, as far as it can be had again."""
+    if "what" in told:
+        found = getattr(errors, str(told["type"]), None)
+        kind = found if isinstance(found, type) else JobFailed
+        plain = issubclass(kind, errors.SandboxError)
+        error: errors.SandboxError
+        try:
+            error = kind(told["what"]) if plain else JobFailed(told["what"])
+        except TypeError:  # a kind that needs more than its text
+            error = JobFailed(told["what"])
+        error.next_step, error.details = told["next_step"], told["details"]
+        error.phase, error.blame = errors.Phase(told["phase"]), errors.Blame(told["blame"])
+        return error
+    if "errno" in told:
+        if told["errno"] is None:
+            kind_name = str(told["type"])
+            plain_kind = getattr(builtins, kind_name, OSError)
+            known = isinstance(plain_kind, type) and issubclass(plain_kind, OSError)
+            return plain_kind(told["text"]) if known else OSError(told["text"])
+        return OSError(told["errno"], told["strerror"], told["path"])
+    if told["type"] in {"KeyError", "ValueError", "TypeError", "NotImplementedError"}:
+        kind = getattr(builtins, str(told["type"]))
+        return kind(told["text"])  # type: ignore[no-any-return]
+    what = f"{job.partition(':')[2]} failed inside: {told['type']}: {told['text']}"
+    return JobFailed(what, details=str(told.get("trace", "")), next_step="report it as a bug")
+
+
+def warn(text: str) -> None:
+    """A line for the supervisor's own log."""
+    print(text, file=sys.stderr, flush=True)
