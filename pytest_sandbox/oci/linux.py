@@ -106,6 +106,11 @@ def setns(descriptor: int, kind: int = 0) -> None:
     _check(_libc().setns(descriptor, kind))
 
 
+def syncfs(descriptor: int) -> None:
+    """syncfs(2): wait until a file system has written everything to its disk."""
+    _check(_libc().syncfs(ctypes.c_int(descriptor)), "")
+
+
 def prctl(option: int, argument: int | bytes) -> None:
     """prctl(2) with one argument."""
     if isinstance(argument, bytes):
