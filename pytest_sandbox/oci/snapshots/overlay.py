@@ -1,0 +1,170 @@
+"""overlayfs, by mount(2) (kernel documentation, filesystems/overlayfs).
+
+Always with `userxattr`: the differences are the same whether root or an ordinary user made them.
+Layers are named by descriptor numbers relative to /proc/self/fd, so neither their number (up to
+500) nor what their paths look like matters to the one page that mount(2) takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import stat
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.errors import Blame
+from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.layers import xattrs
+from pytest_sandbox.oci.snapshots.base import SnapshotterFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MOST_LAYERS: Final = 500
+"""The kernel's limit (OVL_MAX_STACK)."""
+_OPTIONS: Final = "userxattr,index=off,metacopy=off"
+_PAGE: Final = 4095
+
+
+class Overlay:
+    """overlayfs of the kernel."""
+
+    name = "overlay"
+    layered = True
+    flavour = "userxattr"
+    writable = True
+
+    def prepare(self, lowers: Sequence[int], upper: int) -> None:
+        """The root folder of the new tree is the upper one: it gets the attributes of the top
+        layer's.
+        """
+        copy_root(lowers[-1], upper)
+
+    def mount(
+        self,
+        lowers: Sequence[int],
+        upper: int | None,
+        work: int | None,
+        target: str,
+        *,
+        volatile: bool = False,
+        read_only: bool = False,
+    ) -> None:
+        """See Snapshotter.mount."""
+        check_number(lowers)
+        flags = linux.MS_NODEV | (linux.MS_RDONLY if read_only or upper is None else 0)
+        if upper is None and len(lowers) == 1:
+            # overlayfs wants two layers. One alone has no whiteouts, so a bind shows the same.
+            bind(lowers[0], target, read_only=True)
+            return
+        folders = ":".join(str(one) for one in reversed(lowers))
+        data = f"lowerdir={folders},{_OPTIONS}"
+        if upper is not None:
+            if work is None:
+                msg = "an overlay with an upper folder needs a work folder"
+                raise ValueError(msg)
+            # A work folder that was used as volatile is refused by the kernel.
+            empty(work)
+            data += f",upperdir={upper},workdir={work}"
+            data += ",volatile" if volatile else ""
+        if len(data) > _PAGE:
+            what = f"the names of {len(lowers)} layers are longer than a page"
+            raise SnapshotterFailed(what, blame=Blame.HOST, next_step="close unused descriptors")
+        with in_descriptors():
+            linux.mount("overlay", target, "overlay", flags, data)
+
+    def unmount(self, target: str, work: int | None = None) -> None:
+        """See Snapshotter.unmount."""
+        linux.umount(target, linux.MNT_DETACH)
+        if work is not None:
+            with contextlib.suppress(OSError):
+                # A process in the mount keeps its work folder: the next mount empties it.
+                empty(work)
+
+
+def check_number(lowers: Sequence[int]) -> None:
+    """Raises SnapshotterFailed for none or for more than overlayfs can stack."""
+    if not 0 < len(lowers) <= MOST_LAYERS:
+        what = f"an overlay can have 1 to {MOST_LAYERS} layers, this one has {len(lowers)}"
+        step = "squash the image's layers, or use the snapshotter copy"
+        raise SnapshotterFailed(what, next_step=step)
+
+
+def open_layers(folder: int, names: Sequence[str]) -> list[int]:
+    """Descriptors of `names` below an open folder, for `mount`; as many as overlayfs can stack.
+
+    A message to a job carries 253 descriptors at most, so the job opens the layers itself.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if len(names) + 64 > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return [os.open(name, flags, dir_fd=folder) for name in names]
+
+
+@contextlib.contextmanager
+def in_descriptors() -> Iterator[None]:
+    """Be in /proc/self/fd, where a descriptor's number is a path."""
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir("/proc/self/fd")
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def bind(folder: int, target: str, *, read_only: bool = False) -> None:
+    """Show an open folder at `target`, without the mounts below it; device nodes do not work."""
+    linux.mount(f"/proc/self/fd/{folder}", target, "", linux.MS_BIND)
+    kept = _locked(target) | linux.MS_NODEV | (linux.MS_RDONLY if read_only else 0)
+    linux.mount("none", target, "", linux.MS_BIND | linux.MS_REMOUNT | kept)
+
+
+def _locked(target: str) -> int:
+    """The flags that the mount has: a remount in a user namespace must repeat them."""
+    found = os.statvfs(target).f_flag
+    names = (("ST_NOSUID", linux.MS_NOSUID), ("ST_NOEXEC", linux.MS_NOEXEC))
+    times = (("ST_NOATIME", 1024), ("ST_NODIRATIME", 2048), ("ST_RELATIME", 1 << 21))
+    return sum(flag for name, flag in (*names, *times) if found & getattr(os, name))
+
+
+def copy_root(source: int, target: int) -> None:
+    """Give the folder `target` mode, owner, times and attributes of the folder `source`."""
+    at, to = reopen(source), reopen(target)
+    try:
+        found = os.fstat(at)
+        os.fchown(to, found.st_uid, found.st_gid)
+        xattrs.write(to, xattrs.read(at))
+        os.fchmod(to, stat.S_IMODE(found.st_mode))
+        os.utime(to, ns=(found.st_atime_ns, found.st_mtime_ns))
+    finally:
+        os.close(at)
+        os.close(to)
+
+
+def reopen(folder: int) -> int:
+    """A descriptor that can be read from: those for mount(2) may be O_PATH."""
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+
+
+def empty(folder: int) -> None:
+    """Remove everything in an open folder. Raises OSError."""
+    descriptor = reopen(folder)
+    try:
+        for name in os.listdir(descriptor):  # noqa: PTH208
+            try:
+                os.unlink(name, dir_fd=descriptor)
+            except (IsADirectoryError, PermissionError):
+                _remove_tree(name, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_tree(name: str, folder: int) -> None:
+    # overlayfs makes its folders with mode 000: the owner may look in, whatever its rights.
+    with contextlib.suppress(OSError):
+        os.chmod(name, 0o700, dir_fd=folder)
+    shutil.rmtree(name, dir_fd=folder)
