@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         SandboxSpec,
     )
     from pytest_sandbox.runtimes.docker_context import Endpoint
-    from pytest_sandbox.runtimes.docker_system import DockerSystem
+    from pytest_sandbox.runtimes.live_system import LiveSystem
     from pytest_sandbox.targets import Target
 
 
@@ -52,7 +52,7 @@ class DockerRuntime:
         self._lock = threading.RLock()
         self._client: Any = None
         self._info: RuntimeInfo | None = None
-        self._systems: set[DockerSystem] = set()
+        self._systems: set[LiveSystem] = set()
         self._networks: dict[str, str] = {}
         self._adapted = Adapted(fast_path=fast_path)
         self._starter = Starter(self, self._adapted)
@@ -136,7 +136,7 @@ class DockerRuntime:
 
     # --- sandboxes ----------------------------------------------------------------------------
 
-    def start(self, spec: SandboxSpec, owner: Owner) -> DockerSystem:
+    def start(self, spec: SandboxSpec, owner: Owner) -> LiveSystem:
         network = self._network(spec, owner)
         try:
             system = self._starter.start(spec, owner, network)
@@ -164,11 +164,11 @@ class DockerRuntime:
                 self._networks[owner.run] = name
             return name
 
-    def forget(self, system: DockerSystem) -> None:
+    def forget(self, system: LiveSystem, network: str) -> None:
         """A system was closed."""
         with self._lock:
             self._systems.discard(system)
-        self._drop_network(system.spec, system.network)
+        self._drop_network(system.spec, network)
 
     def _drop_network(self, spec: SandboxSpec, network: str) -> None:
         """Remove a network that one sandbox had for itself."""

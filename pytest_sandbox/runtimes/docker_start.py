@@ -22,8 +22,9 @@ from pytest_sandbox.errors import (
 from pytest_sandbox.runtimes import docker_quick, hold, reaper, shell
 from pytest_sandbox.runtimes.control import Control, ControlLost
 from pytest_sandbox.runtimes.docker_adapt import SHELL
+from pytest_sandbox.runtimes.docker_container import DockerContainer
 from pytest_sandbox.runtimes.docker_stream import StreamRefused, open_stream
-from pytest_sandbox.runtimes.docker_system import DockerSystem
+from pytest_sandbox.runtimes.live_system import LiveSystem
 from pytest_sandbox.runtimes.owner import owner_labels
 from pytest_sandbox.runtimes.shell import FOLDER, Facts
 from pytest_sandbox.runtimes.streams import TailBuffer
@@ -64,7 +65,7 @@ class Starter:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def start(self, spec: SandboxSpec, owner: Owner, network: str) -> DockerSystem:
+    def start(self, spec: SandboxSpec, owner: Owner, network: str) -> LiveSystem:
         """Start one. Raises ImageUnavailable, UnknownUser, RuntimeUnavailable."""
         import docker.errors
         import requests.exceptions
@@ -83,7 +84,7 @@ class Starter:
             msg = f"the engine failed while it started a sandbox: {exc}"
             raise RuntimeUnavailable(msg, next_step="look at the engine's own log") from exc
 
-    def _start(self, spec: SandboxSpec, owner: Owner, network: str) -> DockerSystem:
+    def _start(self, spec: SandboxSpec, owner: Owner, network: str) -> LiveSystem:
         import docker.errors
 
         client, adapted = self._runtime.client, self._adapted
@@ -202,7 +203,7 @@ class Starter:
         control: Control,
         folder: Path | None,
         network: str,
-    ) -> DockerSystem:
+    ) -> LiveSystem:
         """Learn what the control shell is, and whether FIFOs reach into the sandbox."""
         config = self._runtime.client.inspect_container(container)["Config"]
         base = {"PATH": _DEFAULT_PATH, "HOSTNAME": config.get("Hostname") or _HOSTNAME}
@@ -228,17 +229,15 @@ class Starter:
                     knock.unlink()
         except ControlLost as exc:
             raise _EndedAtOnce(control.said.value().decode("utf-8", "replace")) from exc
-        return DockerSystem(
-            self._runtime,
-            container,
+        return LiveSystem(
+            DockerContainer(self._runtime, container, network),
             spec,
             control,
             facts,
             folder=folder,
             fast=fast,
-            said=control.said,
-            network=network,
             disk=self._runtime.disk_limited(),
+            closed=lambda system: self._runtime.forget(system, network),
         )
 
     def _system_folder(self, owner: Owner, name: str) -> Path:

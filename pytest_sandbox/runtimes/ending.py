@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import Blame, SandboxGone, SandboxTimeout
-from pytest_sandbox.runtimes import docker_records
 
 if TYPE_CHECKING:
     from pytest_sandbox.runtimes.job import Job
+    from pytest_sandbox.runtimes.live_system import Engine
 
 
 class Ending:
     """The wall clock of one sandbox, and why it is over (`why`, empty while it is not)."""
 
-    def __init__(self, client: Any, container: str, seconds: float) -> None:
-        self._client = client
-        self._container = container
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        self._engine = engine
         self._seconds = seconds
         self._began = time.monotonic()
         self._closed = False
@@ -40,8 +38,7 @@ class Ending:
         """End the sandbox at once; the first reason counts."""
         if not self._closed:
             self.why = self.why or why
-            with contextlib.suppress(Exception):  # it is gone, or the engine is
-                self._client.kill(self._container, "KILL")
+            self._engine.kill()
 
     def close(self) -> None:
         """It was closed, as is right."""
@@ -96,7 +93,5 @@ class Ending:
 
     def _ran_out_of_memory(self) -> bool:
         lived = time.monotonic() - self._began
-        self._memory = self._memory or docker_records.was_out_of_memory(
-            self._client, self._container, lived, patience=1.0
-        )
+        self._memory = self._memory or self._engine.was_out_of_memory(lived, patience=1.0)
         return self._memory

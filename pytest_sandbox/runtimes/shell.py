@@ -235,6 +235,9 @@ class Counters:
     oom: int = 0
     pids: int = 0
 
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(self.oom + other.oom, self.pids + other.pids)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

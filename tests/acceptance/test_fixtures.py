@@ -369,7 +369,7 @@ def test_a_command_that_ran_out_of_time_is_in_the_report(suite: Suite) -> None:
     )
     result.stdout.fnmatch_lines(["*echo halfway; sleep 60*", "*| halfway"])
     result.stdout.fnmatch_lines(["FAILED test_it.py::test_it - install: timeout: *"])
-    assert "docker_system.py" not in result.stdout.str()
+    assert "live_system.py" not in result.stdout.str()
 
 
 def test_absence_is_said_without_asking(

@@ -1,4 +1,7 @@
-"""One running throwaway system on a Docker-compatible engine."""
+"""One running throwaway system, on any engine: the commands, their limits and their ends.
+
+What only the engine can do stands behind `Engine`; everything else is the same for all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,12 @@ import secrets
 import shutil
 import threading
 import time
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
 from pytest_sandbox.errors import MissingDirectory
-from pytest_sandbox.runtimes import docker_files, docker_records, shell
+from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Result, Stats
 from pytest_sandbox.runtimes.control import ControlLost
-from pytest_sandbox.runtimes.docker_exec import ExecCommand
 from pytest_sandbox.runtimes.ending import Ending
 from pytest_sandbox.runtimes.job import Job
 from pytest_sandbox.runtimes.killing import Hunt, kill_tree
@@ -28,43 +30,83 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtimes.base import SandboxSpec
     from pytest_sandbox.runtimes.control import Control
-    from pytest_sandbox.runtimes.docker import DockerRuntime
-    from pytest_sandbox.runtimes.streams import TailBuffer
     from pytest_sandbox.runtimes.workers import Worker
 
 SETTLE: Final = 5.0
 """A worker must report within this many seconds after its command was killed."""
 
 
-class DockerSystem:
-    """What `DockerRuntime.start` returns; see the System protocol for what the methods mean."""
+class ExecCommand(Protocol):
+    """One command that the engine itself started."""
+
+    def begin(self) -> bool: ...
+    def watch(self, deadline: float | None, too_much: Callable[[], bool]) -> bool: ...
+    def status(self) -> int: ...
+    def running(self) -> bool: ...
+    def pid(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """One container, as its engine has it."""
+
+    id: str
+
+    def kill(self) -> None:
+        """End it at once; one that is gone is no error."""
+        ...
+
+    def running(self) -> bool: ...
+
+    def was_out_of_memory(self, seconds: float, patience: float = 0.0) -> bool:
+        """Whether the memory limit killed something in the last `seconds`; with `patience` the
+        container is ending, and only what ended it counts.
+        """
+        ...
+
+    def counters(self) -> Counters:
+        """What the engine counts where the sandbox itself cannot read its cgroup."""
+        ...
+
+    def exec(self, job: Job, facts: Facts) -> ExecCommand: ...
+    def stats(self) -> Stats: ...
+    def put(self, tar: IO[bytes], path: str) -> None: ...
+    def get(self, path: str) -> tuple[PathStat, Iterable[bytes]]: ...
+    def stat(self, path: str) -> PathStat | None: ...
+    def changes(self, mounted: Sequence[str]) -> Changes: ...
+    def snapshot(self, name: str | None, labels: Mapping[str, str]) -> str: ...
+
+    def remove(self) -> None:
+        """Remove it and everything of it."""
+        ...
+
+
+class LiveSystem:
+    """What a runtime's `start` returns; see the System protocol for what the methods mean."""
 
     def __init__(
         self,
-        runtime: DockerRuntime,
-        container: str,
+        engine: Engine,
         spec: SandboxSpec,
         control: Control,
         facts: Facts,
         *,
         folder: Path | None,
         fast: bool,
-        said: TailBuffer,
-        network: str,
         disk: bool,
+        closed: Callable[[LiveSystem], None],
     ) -> None:
-        self.id = container
+        self.id = engine.id
         self.spec = spec
-        self._runtime = runtime
-        self._client = runtime.client
+        self.engine = engine
         self._stream = control
         # Without a shell in the image the stream only keeps the sandbox alive.
         self._control = control if facts.pid else None
         self.facts = facts
-        self.network = network
         self._folder = folder
-        self._said = said
+        self._said = control.said
         self._disk = disk
+        self._tell_closed = closed
         self._lock = threading.Lock()
         self._closed = False
         self._seen = Counters()
@@ -73,7 +115,7 @@ class DockerSystem:
         self._pool: Pool | None = None
         if fast and folder is not None:
             self._pool = Pool(control, facts, folder, "/bin/sh")
-        self._ending = Ending(self._client, container, spec.limits.timeout)
+        self._ending = Ending(engine, spec.limits.timeout)
 
     @property
     def fast(self) -> bool:
@@ -154,6 +196,7 @@ class DockerSystem:
                 streams=pipes.streams,
                 facts=self.facts,
             )
+            counted = self.engine.counters()
             job.start()
             hunt = Hunt(since=_now_in_ticks(), worker=worker.pid)
             try:
@@ -178,7 +221,8 @@ class DockerSystem:
             if report.status is None:
                 msg = f"cwd {job.cwd!r} is no directory in the sandbox"
                 raise MissingDirectory(msg)
-            result = self._finish(job, report.status, report.before, report.after)
+            after = report.after + self.engine.counters()
+            result = self._finish(job, report.status, report.before + counted, after)
             self._end_rest(result, Hunt(since=hunt.since, worker=hunt.worker))
             return result
         finally:
@@ -240,7 +284,7 @@ class DockerSystem:
     def _run_by_exec(self, job: Job) -> Result:
         before, since = self._counters()
         job.start()
-        command = ExecCommand(self._client, self._runtime.endpoint, self.id, job, self.facts)
+        command = self.engine.exec(job, self.facts)
         self._execs.add(command)
         try:
             ended = command.begin() or command.watch(self._deadline_of(job), self._too_much(job))
@@ -270,8 +314,9 @@ class DockerSystem:
 
     def _counters(self) -> tuple[Counters, int]:
         if self._control is None:
-            return Counters(), 0
-        return shell.parse_counters(self._control.call(shell.read_counters(self.facts)))
+            return self.engine.counters(), 0
+        seen, now = shell.parse_counters(self._control.call(shell.read_counters(self.facts)))
+        return seen + self.engine.counters(), now
 
     def _deadline_of(self, job: Job) -> float:
         end = self._ending.deadline
@@ -299,7 +344,7 @@ class DockerSystem:
         self._seen = Counters(max(after.oom, self._seen.oom), max(after.pids, self._seen.pids))
         if self._control is None and status == 137 and limit is None:
             seconds = time.monotonic() - job.began
-            if docker_records.was_out_of_memory(self._client, self.id, seconds):
+            if self.engine.was_out_of_memory(seconds):
                 limit = "memory"
         if limit is None and after.oom > before.oom and (status or self._running == 1):
             limit = "memory"
@@ -328,7 +373,7 @@ class DockerSystem:
             except ControlLost:
                 return False
             return True
-        return docker_records.is_running(self._client, self.id)
+        return self.engine.running()
 
     def close(self) -> None:
         with self._lock:
@@ -337,37 +382,37 @@ class DockerSystem:
             self._closed = True
         self._ending.close()
         try:
-            self._runtime.remove_container(self.id)
+            self.engine.remove()
         finally:
             self._stream.close()
             if self._pool is not None:
                 self._pool.close()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
-            self._runtime.forget(self)
+            self._tell_closed(self)
 
     # --- files --------------------------------------------------------------------------------
 
     def put(self, tar: IO[bytes], path: str) -> None:
         self._ending.check()
-        docker_files.put(self._client, self.id, tar, path)
+        self.engine.put(tar, path)
 
     def get(self, path: str) -> tuple[PathStat, Iterable[bytes]]:
         self._ending.check()
-        return docker_files.get(self._client, self.id, path)
+        return self.engine.get(path)
 
     def stat(self, path: str) -> PathStat | None:
         self._ending.check()
-        return docker_files.stat(self._client, self.id, path)
+        return self.engine.stat(path)
 
     def changes(self) -> Changes:
         self._ending.check()
         mounted = [mount.target for mount in self.spec.mounts]
-        return docker_files.changes(self._client, self.id, [*mounted, *self.spec.tmpfs])
+        return self.engine.changes([*mounted, *self.spec.tmpfs])
 
     def snapshot(self, *, name: str | None = None, labels: Mapping[str, str] | None = None) -> str:
         self._ending.check()
-        return self._runtime.commit(self.id, name, labels or {})
+        return self.engine.snapshot(name, labels or {})
 
     # --- what it says -------------------------------------------------------------------------
 
@@ -377,7 +422,7 @@ class DockerSystem:
     def stats(self) -> Stats:
         self._ending.check()
         if self._control is None or not self.facts.cgroups:
-            return docker_records.container_stats(self._client, self.id)
+            return self.engine.stats()
         try:
             return Stats(*shell.parse_stats(self._control.call(shell.read_stats(self.facts))))
         except ControlLost:
