@@ -21,8 +21,8 @@ _ADDRESS_HELP: Final = "use an https address of a public server; http is for 127
 
 
 class Failure(Exception):
-    """Why one address did not give the file. `transient` failures are worth another try after
-    `wait` seconds.
+    """Why one address did not give what was asked for. `transient` failures are worth another try
+    after `wait` seconds. `status` is that of the answer, 0 where there was none.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Failure(Exception):
         next_step: str = "",
         transient: bool = False,
         wait: float = 0.0,
+        status: int = 0,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -40,6 +41,7 @@ class Failure(Exception):
         self.next_step = next_step
         self.transient = transient
         self.wait = wait
+        self.status = status
 
 
 def shown(url: str) -> str:

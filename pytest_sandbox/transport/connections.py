@@ -23,7 +23,7 @@ from pytest_sandbox.transport.addresses import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from urllib3 import BaseHTTPResponse, PoolManager, Timeout
     from urllib3.connection import HTTPConnection
@@ -65,7 +65,7 @@ class Client:
         headers: Mapping[str, str],
         *,
         method: str = "GET",
-        body: bytes | IO[bytes] | None = None,
+        body: bytes | IO[bytes] | Iterable[bytes] | None = None,
     ) -> BaseHTTPResponse:
         """One request without redirects and without retries; the reply's body is still to be read.
 
