@@ -66,7 +66,14 @@ class Snapshotter(Protocol):
         """
 
     def unmount(self, target: str, work: int | None = None) -> None:
-        """Undo `mount`, so that the same upper can be mounted again. Raises OSError."""
+        """Undo `mount`, so that the same upper can be mounted again; `work` is emptied, since only
+        this side may look into it. Raises OSError.
+        """
+
+    def settle(self, upper: int) -> None:
+        """After `unmount`, on the same side: write what `upper` holds as `flavour` says, before it
+        is read or becomes a layer. Raises OSError.
+        """
 
 
 def find_snapshotter(name: str) -> Snapshotter:

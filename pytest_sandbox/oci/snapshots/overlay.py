@@ -83,6 +83,9 @@ class Overlay:
                 # A process in the mount keeps its work folder: the next mount empties it.
                 empty(work)
 
+    def settle(self, upper: int) -> None:
+        """The kernel wrote the flavour itself."""
+
 
 def check_number(lowers: Sequence[int]) -> None:
     """Raises SnapshotterFailed for none or for more than overlayfs can stack."""
