@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import sys
 import traceback
@@ -29,11 +30,14 @@ class Call:
         note: socket.socket,
         room: str,
         enter: Callable[[], None],
+        ids: int | None = None,
     ) -> None:
         self.args = args
         self.fds = fds
         self.room = room
         """The supervisor's private tmpfs: mount points and bundles go there."""
+        self.ids = ids
+        """A descriptor of the user namespace with the sandboxes' ids; None where this is it."""
         self._reply = reply
         self._note = note
         self._enter = enter
@@ -64,6 +68,36 @@ class Call:
             "name": name,
         }
         messages.send(self._note, message, [self._reply.fileno()])
+
+    def mapped(self, function: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Run `function` as root of the sandboxes' ids and return its answer (JSON)."""
+        if self.ids is None:
+            return dict(function())
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._enter()
+                answer: dict[str, Any] = {"done": dict(function())}
+            except BaseException as error:
+                answer = {"failed": describe(error)}
+            try:
+                with open(writer, "wb", closefd=False) as out:
+                    out.write(json.dumps(answer).encode("utf-8", "surrogateescape"))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as source:  # noqa: PTH123
+            data = source.read()
+        os.waitpid(pid, 0)
+        if not data:
+            msg = "a child of a job ended without an answer"
+            raise JobFailed(msg)
+        answer = json.loads(data.decode("utf-8", "surrogateescape"))
+        if "failed" in answer:
+            raise rebuild(answer["failed"], "job:job")
+        done: dict[str, Any] = answer["done"]
+        return done
 
     def enter_ids(self) -> None:
         """Become root of the sandboxes' ids, for good (a no-op where the job is that already)."""

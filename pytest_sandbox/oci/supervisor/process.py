@@ -228,6 +228,7 @@ class Supervisor:
                 note=self._note,
                 room=self._room,
                 enter=self._enter,
+                ids=self._ids,
             )
             if message.get("where") == "mapped":
                 self._enter()

@@ -1,0 +1,1 @@
+"""The runtime without a daemon: runc or crun, driven from our own supervisor."""

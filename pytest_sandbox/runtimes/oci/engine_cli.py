@@ -1,0 +1,114 @@
+"""The commands of runc and crun, and what their errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import MissingDirectory, RuntimeUnavailable, SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TIMEOUT: Final = 60.0
+_NOT_FOUND: Final = re.compile(
+    r"executable file not found|no such file or directory|not found in \$PATH", re.IGNORECASE
+)
+_NOT_EXECUTABLE: Final = re.compile(
+    r"permission denied|exec format error|is a directory|operation not permitted", re.IGNORECASE
+)
+
+
+class EngineCli:
+    """One engine with its folder of states; `folder` is private to a supervisor."""
+
+    def __init__(self, program: str, states: str, *, rootless: bool) -> None:
+        self._program = program
+        self._states = states
+        self._rootless = rootless
+
+    def run(
+        self,
+        words: Sequence[str],
+        *,
+        log: str,
+        stdio: Sequence[int] = (),
+        what: str,
+    ) -> None:
+        """Run one command. Raises RuntimeUnavailable with the engine's own words."""
+        command = [self._program, "--root", self._states, "--log", log, "--log-format", "json"]
+        if self._rootless:
+            command += ["--rootless=true"] if "runc" in Path(self._program).name else []
+        stdin, stdout, stderr = stdio or (subprocess.DEVNULL,) * 3
+        try:
+            done = subprocess.run(
+                [*command, *words],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            msg = f"{Path(self._program).name} did not {what} within {_TIMEOUT:g} s"
+            raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor") from exc
+        if done.returncode:
+            raise EngineRefused(what, said(log), Path(self._program).name)
+
+    def state(self, name: str) -> Path:
+        """The folder of one container's state."""
+        return Path(self._states, name)
+
+
+class EngineRefused(SandboxError):
+    """An engine's own failure; `text` is what it said."""
+
+    def __init__(self, what: str, text: str = "", engine: str = "") -> None:
+        super().__init__(
+            f"{engine} could not {what}: {text or 'it said nothing'}" if text else what
+        )
+        self.text = text
+
+
+def said(log: str) -> str:
+    """The errors of an engine's JSON log, the last one first."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                entry: dict[str, Any] = json.loads(line)
+                if entry.get("level") in {"error", "fatal"} and entry.get("msg"):
+                    lines.append(str(entry["msg"]))
+    return "; ".join(dict.fromkeys(reversed(lines)))[:1000]
+
+
+def start_error(refused: EngineRefused) -> SandboxError:
+    """What a refused start means to the caller."""
+    text = refused.text
+    if "chdir to cwd" in text or "cwd" in text:
+        return MissingDirectory(refused.what)
+    return RuntimeUnavailable(refused.what, next_step="run pytest-sandbox doctor")
+
+
+def exec_status(text: str) -> int | None:
+    """126 or 127 where a command could not be started for its own sake; None for anything else."""
+    if "chdir" in text or "cwd" in text:
+        return None
+    if _NOT_FOUND.search(text):
+        return 127
+    if _NOT_EXECUTABLE.search(text):
+        return 126
+    return None
+
+
+def make_states(room: str) -> str:
+    """The folder of the engine's states in a supervisor's room."""
+    folder = os.path.join(room, "states")  # noqa: PTH118
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o711)  # noqa: PTH102
+    return folder

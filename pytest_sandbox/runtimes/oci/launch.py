@@ -1,0 +1,395 @@
+"""Jobs of the supervisor: start one sandbox with runc or crun, and clear away what is left of it.
+
+A start is split: `create` makes the namespaces and waits, then the network and weaker limits are
+put on, then `start` lets the process run. Everything that a start makes is below the supervisor's
+room (a tmpfs that vanishes with it), in the sandbox's folder of the store, and in its cgroups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import UsageError
+from pytest_sandbox.oci import cgroup_usage, cgroups, etc_files, linux
+from pytest_sandbox.oci.config import parse_image_config
+from pytest_sandbox.oci.ids import Range
+from pytest_sandbox.oci.snapshots.base import find_snapshotter
+from pytest_sandbox.oci.spec.generate import Overrides, generate
+from pytest_sandbox.oci.spec.mounts import Bind
+from pytest_sandbox.oci.spec.resources import ResourceLimits
+from pytest_sandbox.oci.spec.root import Prepared, prepare_root, root_request
+from pytest_sandbox.runtimes import hold
+from pytest_sandbox.runtimes.oci import weak
+from pytest_sandbox.runtimes.oci.engine_cli import (
+    EngineCli,
+    EngineRefused,
+    make_states,
+    start_error,
+)
+from pytest_sandbox.runtimes.oci.order import MountOrder, Order
+from pytest_sandbox.runtimes.oci.programs import find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_sandbox.oci.config import ImageConfig
+    from pytest_sandbox.oci.snapshots.base import Snapshotter
+    from pytest_sandbox.oci.supervisor import Call
+
+INIT: Final = "/dev/.sandbox-init"
+"""Where the init is inside a sandbox: below /dev it never shows in the image's file system."""
+HOLD: Final = "/dev/.sandbox-hold"
+_SHELL: Final = "/bin/sh"
+_JOB: Final = "pytest_sandbox.runtimes.oci.launch:clear"
+
+
+def start(call: Call) -> dict[str, Any]:
+    """Start a sandbox. `args` is an Order; `fds` are its stdin, stdout and stderr, then the file of
+    weaker counters if there are any.
+
+    Says `console` with the terminal's descriptor where there is one. Gives `pid`, `env`, `created`
+    (paths that were made for mounts), `shell` (the image has one), `ports`, `notes`. The process
+    is watched with the caller's channel; at its end `clear` gives the Usage of its cgroup.
+    """
+    launch = _Launch(call, Order.read(call.args))
+    try:
+        return launch.run()
+    except BaseException:
+        launch.undo()
+        raise
+
+
+class _Launch:
+    """One start, step by step."""
+
+    def __init__(self, call: Call, order: Order) -> None:
+        self._call = call
+        self._order = order
+        self._place = Path(call.room, order.id)
+        self._rootfs = self._place / "rootfs"
+        self._log = str(self._place / "log")
+        self._cli = EngineCli(order.engine, make_states(call.room), rootless=order.rootless)
+        self._watched = False
+        self._config: ImageConfig = parse_image_config(order.config)
+        self._notes: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        order, call = self._order, self._call
+        self._place.mkdir(mode=0o711)
+        (self._place / "mounts").mkdir(mode=0o711)
+        (self._place / "etc").mkdir(mode=0o711)
+        self._mount_root()
+        binds = [self._bind(index, mount) for index, mount in enumerate(order.mounts)]
+        etc = etc_files.engine_binds(str(self._place / "etc"))
+        request = root_request(
+            self._config,
+            user=order.user,
+            cwd=order.cwd,
+            mounts=[*binds, *etc],
+            tmpfs=tuple(order.tmpfs),
+        )
+        told = call.mapped(lambda: self._look(request))
+        prepared = Prepared.from_json(told["prepared"])
+        spec = self._spec(prepared, binds, etc, told)
+        (self._place / "config.json").write_text(json.dumps(spec), encoding="utf-8")
+        pid = self._create()
+        companions: list[int] = []
+        ports: list[str] = []
+        if order.network == "bridge":
+            companions, ports = self._network(pid)
+        if order.limits.weak:
+            companions += weak.impose(pid, order.limits, call.fds[3])
+        call.watch(
+            pid,
+            companions=companions,
+            after=(_JOB, self._rest()),
+            name=order.id,
+        )
+        self._watched = True
+        try:
+            self._cli.run(["start", order.id], log=self._log, what="start the sandbox")
+        except EngineRefused as refused:
+            raise start_error(refused) from None
+        return {
+            "pid": pid,
+            "env": spec["process"]["env"],
+            "created": list(prepared.created),
+            "shell": told["shell"],
+            "user": prepared.user.to_json(),
+            "ports": ports,
+            "stop_signal": spec["annotations"].get("org.opencontainers.image.stopSignal", ""),
+            "notes": self._notes,
+        }
+
+    def _rest(self) -> dict[str, Any]:
+        order = self._order
+        return {
+            "id": order.id,
+            "folder": order.folder,
+            "rootless": order.rootless,
+            "cgroups_base": order.cgroups_base,
+            "snapshotter": order.snapshotter,
+        }
+
+    def undo(self) -> None:
+        """Nothing of a start that failed is left."""
+        with contextlib.suppress(Exception):
+            self._cli.run(["delete", "--force", self._order.id], log=os.devnull, what="undo")
+        if not self._watched:
+            with contextlib.suppress(Exception):
+                clear_away(self._call.room, self._rest())
+
+    # --- the root file system ---------------------------------------------------------------
+
+    def _mount_root(self) -> None:
+        order = self._order
+        folder = Path(order.folder)
+        upper, work = folder / "upper", folder / "work"
+        if not order.upper:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for part in (upper, work):
+                part.mkdir(mode=0o755)
+                if self._call.ids is not None:
+                    os.chown(part, order.uids[0][1], order.gids[0][1])
+        self._rootfs.mkdir(mode=0o755)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        lowers = [os.open(layer, flags) for layer in order.layers]
+        two = [os.open(part, flags) for part in (upper, work)]
+        snapshotter = find_snapshotter(order.snapshotter)
+        try:
+            if not order.upper:
+                if snapshotter.layered:
+                    snapshotter.prepare(lowers, two[0])
+                else:
+                    self._call.mapped(lambda: _prepared(snapshotter, lowers, two[0]))
+            snapshotter.mount(lowers, two[0], two[1], str(self._rootfs), volatile=True)
+        finally:
+            for descriptor in (*lowers, *two):
+                os.close(descriptor)
+
+    def _look(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """As root of the ids: make what mounts need, and look at what is there."""
+        root = os.open(self._rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        prepared = prepare_root(root, request)
+        told: dict[str, Any] = {"prepared": prepared.to_json()}
+        told["shell"] = find_program(root, _SHELL, "", prepared.user.uid) == 0
+        return told
+
+    # --- mounts -----------------------------------------------------------------------------
+
+    def _bind(self, index: int, mount: MountOrder) -> Bind:
+        """A clone of the caller's folder below the room: its own path may be closed to the ids."""
+        bind = Bind.of(mount.source, mount.target, read_only=mount.read_only)
+        place = self._place / "mounts" / str(index)
+        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+        tree = linux.open_tree(-100, bind.source, flags)
+        try:
+            if self._call.ids is not None and not mount.own:
+                self._give_ids(tree, mount)
+            if stat.S_ISDIR(os.fstat(tree).st_mode):
+                place.mkdir(mode=0o711)
+            else:
+                place.touch(mode=0o644)
+            linux.move_mount(tree, "", -100, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            os.close(tree)
+        return Bind(str(place), bind.target, bind.read_only, bind.folder, bind.locked)
+
+    def _give_ids(self, tree: int, mount: MountOrder) -> None:
+        """What the caller's files say of root is to hold for the sandbox's root."""
+        assert self._call.ids is not None
+        try:
+            linux.mount_setattr(
+                tree,
+                flags=linux.AT_EMPTY_PATH | linux.AT_RECURSIVE,
+                set=linux.MOUNT_ATTR_IDMAP,
+                userns=self._call.ids,
+            )
+        except OSError as wrong:
+            if mount.read_only:
+                self._notes.append(f"{mount.source}: its owners are nobody in the sandbox")
+                return
+            msg = (
+                f"{mount.source} cannot be mounted writable: its file system has no idmapped "
+                f"mounts ({wrong.strerror})"
+            )
+            raise UsageError(msg, next_step=f"mount it with :ro at {mount.target}") from wrong
+
+    def _own_binds(self, prepared: Prepared, told: Mapping[str, Any]) -> list[Bind]:
+        """The engine's own files in front of the image."""
+        order = self._order
+        etc = self._place / "etc"
+        network = order.network
+        host = etc_files.host_resolv_conf()
+        texts = {
+            "/etc/hosts": etc_files.hosts_text(order.hostname),
+            "/etc/hostname": etc_files.hostname_text(order.hostname),
+            # The network's own servers are known when it is up: the text is written then.
+            "/etc/resolv.conf": etc_files.resolv_text(
+                "host" if network == "host" else "none", host
+            ),
+        }
+        texts |= {path: etc_files.account_text(path, prepared.user) for path in prepared.missing}
+        owner = None
+        if self._call.ids is not None:
+            owner = (order.uids[0][1], order.gids[0][1])
+        etc_files.write_files(etc, texts, owner)
+        binds = etc_files.account_binds(str(etc), prepared.missing)
+        if order.init:
+            binds.append(Bind(order.init, INIT, folder=False))
+        if order.hold and not told["shell"]:
+            program = self._place / "hold"
+            program.write_bytes(hold.program(self._config.architecture or "amd64"))
+            program.chmod(0o755)
+            binds.append(Bind(str(program), HOLD, folder=False))
+        return binds
+
+    # --- the spec ---------------------------------------------------------------------------
+
+    def _spec(
+        self, prepared: Prepared, binds: list[Bind], etc: list[Bind], told: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        order = self._order
+        main: tuple[str, ...] | None = None
+        if order.hold:
+            main = (_SHELL if told["shell"] else HOLD,)
+        limits = order.limits
+        hard = {
+            name: None if name in limits.weak else getattr(limits, name)
+            for name in ("memory", "cpus", "pids")
+        }
+        extra = weak.rlimits(limits)
+        nofile = limits.nofile
+        return generate(
+            self._config,
+            prepared,
+            root=str(self._rootfs),
+            uid_map=[Range(*entry) for entry in self._maps(order.uids)],
+            gid_map=[Range(*entry) for entry in self._maps(order.gids)],
+            overrides=Overrides(
+                argv=() if main else order.argv,
+                entrypoint=main or order.entrypoint,
+                env=order.env,
+                cwd="/" if order.hold else order.cwd,
+                tty=order.tty,
+                hostname=order.hostname,
+                no_new_privileges=order.no_new_privileges,
+                stop_signal=order.stop_signal,
+            ),
+            network=order.network,  # type: ignore[arg-type]
+            limits=ResourceLimits(nofile=nofile, **hard),
+            extra_rlimits=extra,
+            mounts=binds,
+            engine_files=[*etc, *self._own_binds(prepared, told)],
+            tmpfs=order.tmpfs,
+            read_only=order.read_only,
+            init=(INIT, "-p", "SIGKILL", "--") if order.init else (),
+            rootless=order.rootless,
+            cgroups_path=cgroups.find_cgroups()
+            .below(order.cgroups_base)
+            .paths(order.id)
+            .engine_path,
+            swap=_counts_swap(),
+        )
+
+    def _maps(self, ranges: tuple[tuple[int, int, int], ...]) -> list[tuple[int, int, int]]:
+        """As the engine writes them: an ordinary user's engine is inside the ids already."""
+        if self._call.ids is not None:
+            return list(ranges)
+        return [(0, 0, sum(size for _, _, size in ranges))]
+
+    # --- the engine -------------------------------------------------------------------------
+
+    def _create(self) -> int:
+        order = self._order
+        words = ["create", "--bundle", str(self._place), "--no-new-keyring"]
+        pid_file = self._place / "pid"
+        words += ["--pid-file", str(pid_file)]
+        console: socket.socket | None = None
+        if order.tty:
+            console = socket.socket(socket.AF_UNIX)
+            console.bind(str(self._place / "console"))
+            console.listen(1)
+            words += ["--console-socket", str(self._place / "console")]
+        # With a console the engine wants no other terminal.
+        stdio = () if order.tty else tuple(self._call.fds[:3])
+        try:
+            self._cli.run([*words, order.id], log=self._log, stdio=stdio, what="create the sandbox")
+        except EngineRefused as refused:
+            raise start_error(refused) from None
+        if console is not None:
+            self._send_console(console)
+        return int(pid_file.read_text(encoding="ascii"))
+
+    def _send_console(self, console: socket.socket) -> None:
+        with console:
+            console.settimeout(10)
+            end, _ = console.accept()
+            with end:
+                _, fds, _, _ = socket.recv_fds(end, 4096, 1)
+            self._call.send({"console": True}, fds)
+            for descriptor in fds:
+                os.close(descriptor)
+
+    def _network(self, pid: int) -> tuple[list[int], list[str]]:
+        from pytest_sandbox.runtimes.oci import network
+
+        attached = network.attach(pid, self._order.ports)
+        text = self._place / "etc" / "resolv.conf"
+        text.write_text(attached.resolv_conf, encoding="utf-8")
+        self._notes += attached.notes
+        return list(attached.pids), [str(port) for port in attached.ports]
+
+
+def clear(call: Call) -> dict[str, Any]:
+    """After a sandbox's end: read what it used, remove what is left of it, then its files.
+
+    Says `cleared` with its Usage as soon as nothing but files of the store is left.
+    """
+    args = call.args
+    usage = clear_away(call.room, args)
+    call.send({"cleared": usage})
+    shutil.rmtree(args["folder"], ignore_errors=True)
+    return usage
+
+
+def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Unmount, remove the cgroup and the engine's state; the Usage of the cgroup."""
+    place = Path(room, args["id"])
+    usage: dict[str, Any] = {}
+    if not args["rootless"]:
+        paths = cgroups.find_cgroups().below(args["cgroups_base"]).paths(args["id"])
+        found = cgroup_usage.read_usage(paths)
+        usage = {name: getattr(found, name) for name in ("oom_kills", "memory_peak")}
+        cgroups.kill(paths)
+        cgroups.remove(paths)
+    for mounted in [*sorted((place / "mounts").glob("*")), place / "rootfs"]:
+        with contextlib.suppress(OSError):
+            linux.umount(mounted, linux.MNT_DETACH)
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(Path(room, "states", args["id"]), ignore_errors=True)
+    return usage
+
+
+def _prepared(snapshotter: Snapshotter, lowers: list[int], upper: int) -> dict[str, Any]:
+    snapshotter.prepare(lowers, upper)
+    return {}
+
+
+def _counts_swap() -> bool:
+    """Whether the kernel accounts for swap (memory.memsw of v1; v2 always does where it can)."""
+    found = cgroups.find_cgroups()
+    memory = found.controllers.get("memory")
+    if memory is None or memory.version == 2:
+        return True
+    return (memory.mount / "memory.memsw.limit_in_bytes").exists()
+
+
+__all__ = ["HOLD", "INIT", "clear", "start"]

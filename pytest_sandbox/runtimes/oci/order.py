@@ -1,0 +1,94 @@
+"""What is to be started: everything a launch job needs, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Ranges = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MountOrder:
+    """A folder or file of the host at `target`. `own`: ours, as it is; else one of the caller's,
+    whose files are to belong to the sandbox's root.
+    """
+
+    source: str
+    target: str
+    read_only: bool = True
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOrder:
+    """The limits to set; None for none. `weak` says that the cgroup cannot, and processes are
+    limited by other means (see weak.py).
+    """
+
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    nofile: int | None = None
+    weak: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One sandbox. Paths are the host's.
+
+    `layers` are the store's layer folders, the lowest first; `folder` is the sandbox's own in the
+    store (its upper and work folders are made there). `config` is the image's config document.
+    """
+
+    id: str
+    engine: str
+    init: str
+    snapshotter: str
+    layers: tuple[str, ...]
+    folder: str
+    config: dict[str, Any]
+    uids: Ranges
+    gids: Ranges
+    argv: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    user: str = ""
+    cwd: str = ""
+    tty: bool = False
+    hostname: str = ""
+    network: str = "none"
+    ports: tuple[str, ...] = ()
+    mounts: tuple[MountOrder, ...] = ()
+    tmpfs: dict[str, int] = field(default_factory=dict)
+    read_only: bool = False
+    no_new_privileges: bool = False
+    stop_signal: str = ""
+    limits: LimitOrder = LimitOrder()
+    cgroups_base: str = ""
+    rootless: bool = False
+    hold: bool = False
+    """The main process is the control shell, or the hold program in an image without one."""
+    check: bool = False
+    """Look for the command before the start: 126 and 127 are no errors of the engine."""
+    upper: str = ""
+    """An upper folder that is there already: the sandbox goes on where it ended."""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON carries it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> Order:
+        """The opposite of `document`."""
+        fields = dict(document)
+        fields["mounts"] = tuple(MountOrder(**entry) for entry in fields["mounts"])
+        limits = fields["limits"]
+        fields["limits"] = LimitOrder(**{**limits, "weak": tuple(limits["weak"])})
+        if fields["entrypoint"] is not None:
+            fields["entrypoint"] = tuple(fields["entrypoint"])
+        for name in ("uids", "gids"):
+            fields[name] = tuple(tuple(entry) for entry in fields[name])
+        for name in ("layers", "argv", "env", "ports"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)

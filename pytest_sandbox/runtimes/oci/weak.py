@@ -1,0 +1,96 @@
+"""Weaker limits, for an ordinary user without a cgroup: rlimits, affinity, and watching.
+
+Processes are bounded by RLIMIT_NPROC of the sandbox's own user namespace, CPUs by affinity (whole
+ones), and memory by a watcher that adds up what the sandbox's processes have resident and kills
+the largest. A process can evade it for a moment; a cgroup cannot be evaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import signal
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.oci import linux
+
+if TYPE_CHECKING:
+    from pytest_sandbox.runtimes.oci.order import LimitOrder
+
+COUNTERS: Final = struct.Struct("=QQQ")
+"""Memory kills, times that the number of processes was at its limit, peak of memory in bytes."""
+_PERIOD: Final = 0.04
+_PAGE: Final = mmap.PAGESIZE
+
+
+def rlimits(limits: LimitOrder) -> dict[str, int]:
+    """The rlimits that stand in for a cgroup."""
+    if "pids" in limits.weak and limits.pids is not None:
+        return {"RLIMIT_NPROC": limits.pids}
+    return {}
+
+
+def impose(pid: int, limits: LimitOrder, counters: int) -> list[int]:
+    """Put the weaker limits on the sandbox of `pid`, which waits to be started; the watcher's pid.
+
+    `counters` is the file that the watcher writes COUNTERS into.
+    """
+    if "cpus" in limits.weak and limits.cpus is not None:
+        usable = sorted(os.sched_getaffinity(0))
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(pid, usable[: max(1, math.ceil(limits.cpus))])
+    memory = limits.memory if "memory" in limits.weak else None
+    pids = limits.pids if "pids" in limits.weak else None
+    if memory is None and pids is None:
+        return []
+    watcher = os.fork()
+    if watcher:
+        return [watcher]
+    try:
+        _watch(pid, memory, pids, counters)
+    finally:
+        os._exit(0)
+
+
+def _watch(root: int, memory: int | None, pids: int | None, counters: int) -> None:
+    linux.prctl(linux.PR_SET_PDEATHSIG, 0)
+    kills, full, peak = 0, 0, 0
+    was_full = False
+    while Path(f"/proc/{root}").exists():
+        tasks, resident = 0, {}
+        for pid in _tree(root):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+                # Shared file pages are left out: many processes map the same.
+                resident[pid] = (int(fields[1]) - int(fields[2])) * _PAGE
+                tasks += len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
+        total = sum(resident.values())
+        peak = max(peak, total)
+        if memory is not None and total > memory:
+            largest = max(resident, key=lambda pid: resident[pid])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(largest, signal.SIGKILL)
+            kills += 1
+        now_full = pids is not None and tasks >= pids - 1
+        full += now_full and not was_full
+        was_full = now_full
+        os.pwrite(counters, COUNTERS.pack(kills, full, peak), 0)
+        time.sleep(_PERIOD)
+
+
+def _tree(root: int) -> list[int]:
+    """A process and everything below it."""
+    found, todo = [], [root]
+    while todo:
+        pid = todo.pop()
+        found.append(pid)
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+                text = Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="ascii")
+                todo += [int(word) for word in text.split()]
+    return found
