@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 PROGRAM: Final = "fuse-overlayfs"
 _FOLDERS: Final = "/usr/local/bin:/usr/bin:/bin"
 _WAIT: Final = 10.0
+_OPTIONS: Final = "timeout=0"
+"""Entries are asked for each time: with its default, Debian's 1.10 shows files of a removed folder
+in the new one of that name.
+"""
 _OPAQUE_FILES: Final = frozenset({".wh..wh..opq", ".wh..opq"})
 _OPAQUE_MARKS: Final = frozenset({"user.fuseoverlayfs.opaque", "trusted.overlay.opaque"})
 _OWN_MARKS: Final = ("user.fuseoverlayfs.", "trusted.overlay.")
@@ -60,8 +64,11 @@ class FuseOverlay:
             return
         program = shutil.which(PROGRAM, path=f"{os.environ.get('PATH', '')}:{_FOLDERS}")
         if program is None:
-            raise SnapshotterFailed(f"{PROGRAM} is not installed", next_step=install(PROGRAM))
-        options = "lowerdir=" + ":".join(f"/proc/self/fd/{one}" for one in reversed(lowers))
+            msg = f"{PROGRAM} is not installed"
+            raise SnapshotterFailed(msg, next_step=install(PROGRAM))
+        options = f"{_OPTIONS},lowerdir=" + ":".join(
+            f"/proc/self/fd/{one}" for one in reversed(lowers)
+        )
         kept = list(lowers)
         if upper is not None:
             if work is None:

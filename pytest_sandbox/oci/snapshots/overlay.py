@@ -8,10 +8,12 @@ Layers are named by descriptor numbers relative to /proc/self/fd, so neither the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame
@@ -59,21 +61,18 @@ class Overlay:
             # overlayfs wants two layers. One alone has no whiteouts, so a bind shows the same.
             bind(lowers[0], target, read_only=True)
             return
-        folders = ":".join(str(one) for one in reversed(lowers))
-        data = f"lowerdir={folders},{_OPTIONS}"
-        if upper is not None:
-            if work is None:
-                msg = "an overlay with an upper folder needs a work folder"
-                raise ValueError(msg)
-            # A work folder that was used as volatile is refused by the kernel.
-            empty(work)
-            data += f",upperdir={upper},workdir={work}"
-            data += ",volatile" if volatile else ""
-        if len(data) > _PAGE:
-            what = f"the names of {len(lowers)} layers are longer than a page"
-            raise SnapshotterFailed(what, blame=Blame.HOST, next_step="close unused descriptors")
-        with in_descriptors():
-            linux.mount("overlay", target, "overlay", flags, data)
+        if upper is None:
+            with in_this_namespace(lowers) as layers:
+                _mount(target, flags, layers, "")
+            return
+        if work is None:
+            msg = "an overlay with an upper folder needs a work folder"
+            raise ValueError(msg)
+        # A work folder that was used as volatile is refused by the kernel.
+        empty(work)
+        with in_this_namespace([*lowers, upper, work]) as (*layers, top, room):
+            more = f",upperdir={top},workdir={room}{',volatile' if volatile else ''}"
+            _mount(target, flags, layers, more)
 
     def unmount(self, target: str, work: int | None = None) -> None:
         """See Snapshotter.unmount."""
@@ -85,6 +84,20 @@ class Overlay:
 
     def settle(self, upper: int) -> None:
         """The kernel wrote the flavour itself."""
+
+
+def _mount(target: str, flags: int, layers: Sequence[int], more: str) -> None:
+    data = f"lowerdir={':'.join(map(str, reversed(layers)))},{_OPTIONS}{more}"
+    if len(data) > _PAGE:
+        what = f"the names of {len(layers)} layers are longer than a page"
+        raise SnapshotterFailed(what, blame=Blame.HOST, next_step="close unused descriptors")
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir("/proc/self/fd")  # where a descriptor's number is a path
+        linux.mount("overlay", target, "overlay", flags, data)
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 def check_number(lowers: Sequence[int]) -> None:
@@ -108,20 +121,30 @@ def open_layers(folder: int, names: Sequence[str]) -> list[int]:
 
 
 @contextlib.contextmanager
-def in_descriptors() -> Iterator[None]:
-    """Be in /proc/self/fd, where a descriptor's number is a path."""
-    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def in_this_namespace(folders: Sequence[int]) -> Iterator[list[int]]:
+    """The same folders, opened in this process's mount namespace: the kernel mounts only those.
+
+    What was sent by another process comes from the mounts of that one. Raises OSError (ESTALE
+    where its path leads elsewhere here).
+    """
+    opened: list[int] = []
     try:
-        os.chdir("/proc/self/fd")
-        yield
+        for folder in folders:
+            path = str(Path(f"/proc/self/fd/{folder}").readlink())
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            opened.append(os.open(path, flags))
+            if not os.path.samestat(os.fstat(folder), os.fstat(opened[-1])):
+                raise OSError(errno.ESTALE, "another folder is at this path", path)
+        yield opened
     finally:
-        os.fchdir(before)
-        os.close(before)
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def bind(folder: int, target: str, *, read_only: bool = False) -> None:
     """Show an open folder at `target`, without the mounts below it; device nodes do not work."""
-    linux.mount(f"/proc/self/fd/{folder}", target, "", linux.MS_BIND)
+    with in_this_namespace([folder]) as (here,):
+        linux.mount(f"/proc/self/fd/{here}", target, "", linux.MS_BIND)
     kept = _locked(target) | linux.MS_NODEV | (linux.MS_RDONLY if read_only else 0)
     linux.mount("none", target, "", linux.MS_BIND | linux.MS_REMOUNT | kept)
 
