@@ -109,9 +109,9 @@ class Blobs:
         msg = f"a blob of the store is damaged: {wrong.what}"
         return InvalidImage(msg, blame=Blame.HOST, next_step=_AGAIN)
 
-    def writer(self, folder: Path, descriptor: Descriptor) -> BlobWriter:
+    def writer(self, folder: Path, descriptor: Descriptor, *, verified: bool = False) -> BlobWriter:
         """A new file in `folder` (of the same file system) that becomes the blob."""
-        return BlobWriter(folder, descriptor, self.path(descriptor.digest))
+        return BlobWriter(folder, descriptor, self.path(descriptor.digest), verified=verified)
 
     def touch(self, digest: str) -> None:
         """Note that a blob is wanted: a sweep goes by its age."""
@@ -141,31 +141,33 @@ _AGAIN: Final = "pull or import the image again"
 class BlobWriter:
     """A blob that is being written; others may read `descriptor` (a file's) behind it.
 
-    `verify=False` leaves hashing to a source that has done it.
+    With `verified` its source holds the bytes to size and digest, and they are not hashed again.
     """
 
-    def __init__(self, folder: Path, descriptor: Descriptor, target: Path) -> None:
+    def __init__(
+        self, folder: Path, wanted: Descriptor, target: Path, *, verified: bool = False
+    ) -> None:
         self._path = folder / f"blob-{secrets.token_hex(8)}"
         self._target = target
-        self._hasher = Hasher(descriptor.digest, descriptor.size)
+        self._hasher = None if verified else Hasher(wanted.digest, wanted.size)
+        self.size = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.descriptor = os.open(self._path, flags, 0o600)
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._hasher.size
-
     def write(self, data: bytes | memoryview) -> None:
         """Add bytes. Raises InvalidImage for more than there should be."""
-        self._hasher.update(data)
+        if self._hasher is not None:
+            self._hasher.update(data)
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self.descriptor, rest) :]
+            written = os.write(self.descriptor, rest)
+            rest = rest[written:]
+            self.size += written
 
     def check(self) -> None:
         """Hold what was written to size and digest. Raises InvalidImage."""
-        self._hasher.check()
+        if self._hasher is not None:
+            self._hasher.check()
 
     def publish(self) -> None:
         """Make it the blob; `check` before."""
@@ -174,8 +176,8 @@ class BlobWriter:
 
     def close(self) -> None:
         """Give up what was not published."""
-        with contextlib.suppress(OSError):
+        if self.descriptor >= 0:
             os.close(self.descriptor)
-        self.descriptor = -1
+            self.descriptor = -1
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()

@@ -46,12 +46,18 @@ class Locks:
             os.close(descriptor)
 
     def acquire(
-        self, kind: str, name: str, what: str, say: Callable[[str], None] = lambda _text: None
+        self,
+        kind: str,
+        name: str,
+        what: str,
+        say: Callable[[str], None] = lambda _text: None,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> FileLock:
         """Wait for the lock of one thing and hold it; any thread may release it.
 
-        `what` names the thing in the line that `say` gets after 2 s. Raises ImageUnavailable after
-        an hour.
+        `what` names the thing in the line that `say` gets after 2 s; `cancelled` ends the waiting.
+        Raises ImageUnavailable after an hour, or when cancelled.
         """
         import filelock
 
@@ -60,10 +66,12 @@ class Locks:
         began = time.monotonic()
         try:
             try:
-                lock.acquire(timeout=SAY_AFTER)
+                lock.acquire(timeout=SAY_AFTER, cancel_check=cancelled)
             except filelock.Timeout:
-                say(f"waiting for another process that works on {what}")
-                lock.acquire(timeout=WAIT - (time.monotonic() - began))
+                if not cancelled():
+                    say(f"waiting for another process that works on {what}")
+                left = WAIT - (time.monotonic() - began)
+                lock.acquire(timeout=left, cancel_check=cancelled)
         except filelock.Timeout:
             msg = f"{what} was locked by another process for {WAIT:g} s ({file})"
             raise ImageUnavailable(

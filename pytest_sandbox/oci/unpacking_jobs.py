@@ -1,0 +1,54 @@
+"""Jobs of the supervisor that unpack layers into a store.
+
+What they need is imported at the top: the supervisor loads it once, and its children share it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import isal.igzip_lib  # noqa: F401 - most layers are gzip
+
+from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.layers import (
+    jobs,
+    unpack,  # noqa: F401 - jobs loads it late
+)
+from pytest_sandbox.oci.snapshots.overlay import Overlay, open_layers
+
+if TYPE_CHECKING:
+    from pytest_sandbox.oci.supervisor import Call
+
+
+def ready(call: Call) -> None:
+    """Do nothing: the supervisor has started, and has loaded this module."""
+
+
+def apply_first(call: Call) -> dict[str, Any]:
+    """Apply a packed layer to an empty folder: layers.jobs.apply."""
+    return jobs.apply(call)
+
+
+def apply_over(call: Call) -> dict[str, Any]:
+    """Apply a packed layer onto the layers below it, so that the kernel writes the differences.
+
+    fds: the packed layer, the folder of all layers, the new upper folder, a work folder. args:
+    `lowers`, names below the second folder, lowest first; the others are layers.jobs.apply's. To
+    be called with where="host". The mount is this process's own: nothing is left when it dies.
+    """
+    stream, layers, upper, work = call.fds
+    linux.unshare(linux.CLONE_NEWNS)
+    lowers = open_layers(layers, call.args["lowers"])
+    target = os.path.join(call.room, f"apply-{os.getpid()}")  # noqa: PTH118
+    os.mkdir(target)  # noqa: PTH102
+    try:
+        Overlay().mount(lowers, upper, work, target, volatile=True)
+        root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        linux.umount(target, linux.MNT_DETACH)
+    finally:
+        os.rmdir(target)  # noqa: PTH106
+    call.enter_ids()
+    below = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lowers[-1])
+    call.fds = [stream, root, below]
+    return jobs.apply(call)
