@@ -1,0 +1,133 @@
+"""Root file systems of the tests' own, a supervisor, and runtimes that run what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_sandbox.oci.bundle import ContainerBundle
+from pytest_sandbox.oci.ids import find_ids
+from pytest_sandbox.oci.supervisor.client import Supervisor
+from tests.oci.bundles.schema import lacking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_UNIFIED = "/sys/fs/cgroup/unified"
+_PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
+APPLETS = (
+    "sh cat id ls env touch mkdir mount pwd stat true false sleep wc grep unshare chown hostname"
+)
+
+
+@pytest.fixture(scope="session")
+def busybox() -> Path:
+    """A static busybox (Debian's package busybox-static)."""
+    found = shutil.which("busybox", path=_PATH)
+    if found is None or b"ld-linux" in Path(found).read_bytes()[:4096]:
+        lacking("no static busybox (apt-get install busybox-static)")
+    return Path(str(found))
+
+
+def make_root(folder: Path, busybox: Path) -> Path:
+    """A tiny system: busybox, two accounts, nothing else."""
+    (folder / "bin").mkdir(parents=True)
+    shutil.copy(busybox, folder / "bin/busybox")
+    for name in APPLETS.split():
+        (folder / "bin" / name).symlink_to("busybox")
+    (folder / "etc").mkdir()
+    (folder / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"
+    )
+    (folder / "etc/group").write_text("root:x:0:\napp:x:1000:\nvideo:x:44:app\n")
+    for name, mode in (("root", 0o700), ("tmp", 0o1777), ("data", 0o755)):
+        (folder / name).mkdir()
+        (folder / name).chmod(mode)
+    (folder / "data/seed").write_text("seed\n")
+    return folder
+
+
+@pytest.fixture
+def tiny_root(tmp_path: Path, busybox: Path) -> Path:
+    return make_root(tmp_path / "root", busybox)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that any id can walk to (pytest's own are 0700)."""
+    folder = Path(tempfile.mkdtemp(prefix="sandbox-bundles-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def supervisor() -> Iterator[Supervisor]:
+    found = Supervisor(find_ids())
+    yield found
+    found.close()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A runtime: `command` starts it, arguments follow."""
+
+    name: str
+    command: tuple[str, ...]
+
+    def run(self, bundle: ContainerBundle, *, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a bundle to its end."""
+        name = f"bundle-{secrets.token_hex(6)}"
+        command = [*self.command, "run", "--bundle", str(bundle.path), name]
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=60, check=False
+        )
+
+
+@pytest.fixture(params=["runc", "crun"])
+def engine(
+    request: pytest.FixtureRequest, place: Path, busybox: Path, supervisor: Supervisor
+) -> Engine:
+    """runc and crun, where they can start the plainest bundle there is."""
+    program = shutil.which(request.param, path=_PATH)
+    if program is None:
+        lacking(f"{request.param} is not installed")
+    plain = (str(program),)
+    problem = _probe(Engine(request.param, plain), place / "probe", busybox)
+    if not problem:
+        return Engine(request.param, plain)
+    # crun refuses hybrid control groups; without the v2 tree beside them they are plain v1.
+    hidden = ("unshare", "--mount", "sh", "-c", f'umount {_UNIFIED} && exec "$0" "$@"', *plain)
+    if os.path.ismount(_UNIFIED):
+        found = Engine(request.param, hidden)
+        problem = _probe(found, place / "probe2", busybox)
+        if not problem:
+            return found
+    pytest.skip(f"{request.param} cannot start anything on this machine: {problem}")
+
+
+def _probe(engine: Engine, folder: Path, busybox: Path) -> str:
+    """Why the runtime cannot run the plainest bundle there is; "" if it can."""
+    make_root(folder / "rootfs", busybox)
+    spec = {
+        "ociVersion": "1.0.2",
+        "process": {"args": ["/bin/true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+        ],
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+    }
+    (folder / "config.json").write_text(json.dumps(spec))
+    done = engine.run(ContainerBundle(folder))
+    return done.stderr.strip()[-200:] if done.returncode else ""
