@@ -120,9 +120,14 @@ def parse_reference(text: str) -> Reference:
 def _split(name: str) -> tuple[str, str]:
     """Registry and repository of a name without tag and digest."""
     first, slash, rest = name.partition("/")
-    is_host = any(ch in first for ch in ".:") or first == "localhost" or first != first.lower()
-    registry, repository = (first, rest) if slash and is_host else (DOCKER_HUB, name)
-    registry = normal_registry(registry)
+    lower = first.lower()
+    is_host = any(ch in first for ch in ".:") or lower == "localhost"
+    if slash and is_host:
+        registry, repository = normal_registry(first), rest
+    elif slash and first != lower:  # a host by its upper case alone, which it must keep
+        registry, repository = first, rest
+    else:
+        registry, repository = DOCKER_HUB, name
     if registry == DOCKER_HUB and repository and "/" not in repository:
         repository = _OFFICIAL + repository
     return registry, repository
