@@ -411,7 +411,7 @@ class Applier:
         """Remove what is in these folders, but for what this layer brought."""
         ours = self._ours or set()
         while todo:
-            folder = self._literal(todo.pop())
+            folder = self.folders.walk_plain(todo.pop())
             if folder is None:
                 continue
             for name in map(os.fsencode, os.listdir(folder.descriptor)):  # noqa: PTH208 - a descriptor
@@ -420,22 +420,6 @@ class Applier:
                     todo.append(path)
                 else:
                     self._remove(folder, name)
-
-    def _literal(self, path: bytes) -> Folder | None:
-        """The folder at a path without links; None for what is no folder."""
-        held = self.folders.held(path)
-        if held is not None:
-            return held
-        parent, _, name = path.rpartition(b"/")
-        folder = self.folders.walk(parent, make=False)
-        if folder is None:
-            return None
-        try:
-            return self.folders.enter(folder, name)
-        except OSError as error:
-            if error.errno in {errno.ENOTDIR, errno.ELOOP, errno.ENOENT}:
-                return None
-            raise
 
 
 def _key(path: bytes) -> bytes:

@@ -152,11 +152,21 @@ class Folders:
         """The folder at a path that has no links in it."""
         known = self._held.get(path)
         if known is not None:
+            self._held.move_to_end(path)
             return known
         folder = self._base
         for name in path.split(b"/"):
             folder = self._held.get(folder.below(name)) or self.enter(folder, name)
         return folder
+
+    def walk_plain(self, path: bytes) -> Folder | None:
+        """The folder at a path where no link leads; None where there is none, or a link or file."""
+        try:
+            return self._literal(path)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, *_NO_FOLDER}:
+                return None
+            raise
 
     def enter(self, folder: Folder, name: bytes) -> Folder:
         """Open a folder that is in another one, no link."""

@@ -6,6 +6,8 @@ import struct
 from typing import Final
 
 RECORD: Final = 512
+SECOND: Final = 1_000_000_000
+"""In nanoseconds."""
 
 FILE: Final = b"0"
 LINK: Final = b"1"
@@ -143,5 +145,5 @@ def pax_time(value: bytes, what: str) -> int:
     if not good:
         msg = f"its {what} {value[:40]!r} is no time"
         raise BadHeader(msg)
-    found = int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
+    found = int(seconds) * SECOND + int(fraction[:9].ljust(9, b"0"))
     return -found if negative else found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from pytest_sandbox.errors import InvalidImage
 from pytest_sandbox.oci.layers import members, sparse
-from pytest_sandbox.oci.layers.members import RECORD, BadHeader, Member
+from pytest_sandbox.oci.layers.members import RECORD, SECOND, BadHeader, Member
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.bounds import Bounds
@@ -21,7 +21,6 @@ _POSIX: Final = b"ustar\x00"
 _GNU: Final = b"ustar  \x00"
 _DATALESS: Final = frozenset(b"123456")
 _FILES: Final = frozenset(b"0\x007S")
-_SECONDS: Final = 1_000_000_000
 _TIMES: Final = 1 << 62
 _XATTR: Final = b"SCHILY.xattr."
 _HARMLESS: Final = (b"comment", b"charset", b"hdrcharset")
@@ -237,7 +236,7 @@ class Reader:
             uid=number(fields[2], "uid"),
             gid=number(fields[3], "gid"),
             size=number(fields[4], "size"),
-            mtime=number(fields[5], "time") * _SECONDS,
+            mtime=number(fields[5], "time") * SECOND,
             atime=atime,
         )
         if atime is None:
@@ -343,7 +342,7 @@ def _is_sparse(pax: dict[bytes, bytes]) -> bool:
 def _gnu_time_or_prefix(header: bytes, name: bytes) -> tuple[int | None, bytes]:
     """GNU tar's access time; old archives made with Go have a prefix of the name there."""
     try:
-        return members.number(header[345:357], "access time") * _SECONDS, name
+        return members.number(header[345:357], "access time") * SECOND, name
     except BadHeader:
         prefix = header[345:500].partition(b"\0")[0]
         if not prefix.isascii():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_sandbox.errors import InvalidImage
 from pytest_sandbox.oci.layers import xattrs
@@ -25,6 +25,11 @@ class Layer(NamedTuple):
     size: int
     packed: int
     applied: Applied
+
+    def told(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        told = {"diff_id": self.diff_id, "size": self.size, "packed": self.packed}
+        return told | self.applied._asdict()
 
 
 def own_ids() -> Ids:

@@ -64,3 +64,23 @@ def clear(target: int, keep: Mapping[str, bytes]) -> None:
     for name in names:
         if name not in keep and not dropped(name):
             os.removexattr(target, name)
+
+
+def split(target: int | bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The attributes that a layer keeps, and (by the last part of their names) overlayfs's own."""
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return {}, {}
+        raise
+    kept: dict[str, bytes] = {}
+    overlay: dict[str, bytes] = {}
+    for name in sorted(names):
+        mark = name.removeprefix("user.overlay.").removeprefix("trusted.overlay.")
+        if mark != name:
+            overlay[mark] = os.getxattr(target, name, follow_symlinks=follow)
+        elif not dropped(name):
+            kept[name] = os.getxattr(target, name, follow_symlinks=follow)
+    return kept, overlay

@@ -1,0 +1,101 @@
+"""What the upper folder of an overlay changes of the view below it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_sandbox.oci.layers import trees, xattrs
+from pytest_sandbox.oci.layers.folders import Folder, Folders
+
+if TYPE_CHECKING:
+    from pytest_sandbox.oci.bounds import Bounds
+    from pytest_sandbox.oci.layers.trees import Node
+
+
+class Changed(NamedTuple):
+    """Absolute paths, sorted. A removed folder stands for all that was in it."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+
+
+def changes(upper: int, lower: int, bounds: Bounds) -> Changed:
+    """What the upper folder of an overlay changes of the view below it (two open folders).
+
+    A folder counts as changed when its own mode, owner or time is another one. Raises OSError.
+    """
+    found = Changed([], [], [])
+    folders = Folders(lower)
+    hidden: list[bytes] = []  # upper folders that show nothing of the view below
+
+    def below(path: bytes) -> tuple[Folder | None, bytes]:
+        parent, _, name = path.rpartition(b"/")
+        return folders.walk_plain(parent), name
+
+    try:
+        if _is_opaque(upper):
+            found.removed.extend(_hidden(upper, lower, b""))
+        for node in trees.walk(upper, most=bounds.path):
+            while hidden and not node.path.startswith(hidden[-1] + b"/"):
+                hidden.pop()
+            folder, name = below(node.path)
+            old = None if folder is None else _look(folder, name)
+            text = "/" + os.fsdecode(node.path)
+            if node.is_whiteout:
+                if old is not None:
+                    found.removed.append(text)
+                continue
+            if old is None:
+                found.added.append(text)
+                continue
+            if _differs(node, old, folder, name):
+                found.changed.append(text)
+            if node.is_folder:
+                inside = folders.walk_plain(node.path)
+                if inside is None:
+                    continue
+                if hidden or _is_opaque(node.descriptor):
+                    hidden.append(node.path)
+                    found.removed.extend(_hidden(node.descriptor, inside.descriptor, node.path))
+    finally:
+        folders.close()
+    for paths in found:
+        paths.sort()
+    return found
+
+
+def _look(folder: Folder, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _is_opaque(descriptor: int) -> bool:
+    return xattrs.split(descriptor)[1].get("opaque") == b"y"
+
+
+def _hidden(upper: int, lower: int, path: bytes) -> list[str]:
+    """What an opaque folder hides of the one below it."""
+    gone = set(trees.names(lower)) - set(trees.names(upper))
+    start = "/" + os.fsdecode(path) + "/" if path else "/"
+    return [start + os.fsdecode(name) for name in gone]
+
+
+def _differs(node: Node, old: os.stat_result, folder: Folder | None, name: bytes) -> bool:
+    new = node.status
+    if new.st_mode != old.st_mode or (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        return True
+    if new.st_mtime_ns != old.st_mtime_ns:
+        return True
+    if node.is_folder or folder is None:
+        return False
+    if new.st_size != old.st_size or new.st_rdev != old.st_rdev:
+        return True
+    if node.is_link:
+        mine = os.readlink(node.name, dir_fd=node.parent)
+        return mine != os.readlink(name, dir_fd=folder.descriptor)
+    theirs = b"/proc/self/fd/%d/%s" % (folder.descriptor, name)
+    return xattrs.read(node.handle()) != xattrs.read(theirs)
