@@ -51,6 +51,7 @@ RESOLVE_IN_ROOT: Final = 0x10
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _OPENAT2: Final = 437
+_PIDFD_GETFD: Final = 438
 _MOUNT_SETATTR: Final = 442
 
 
@@ -173,3 +174,8 @@ def mount_setattr(
         ctypes.byref(attributes),
         ctypes.c_size_t(32),
     )
+
+
+def pidfd_getfd(process: int, descriptor: int) -> int:
+    """pidfd_getfd(2): a copy of another process's descriptor, close-on-exec."""
+    return _syscall(_PIDFD_GETFD, ctypes.c_int(process), ctypes.c_int(descriptor), ctypes.c_uint(0))
