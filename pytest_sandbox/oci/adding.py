@@ -67,7 +67,7 @@ def add_image(
             for note in layer.notes:
                 say(f"{reference.familiar}: layer {number}: {note}")
         now = time.time()
-        return store.record(
+        image = store.record(
             Image(
                 reference=reference,
                 platform=platform,
@@ -82,3 +82,5 @@ def add_image(
                 last_use=now,
             )
         )
+    store.empty_trash()
+    return image

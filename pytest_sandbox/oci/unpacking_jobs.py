@@ -52,3 +52,10 @@ def apply_over(call: Call) -> dict[str, Any]:
     below = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lowers[-1])
     call.fds = [stream, root, below]
     return jobs.apply(call)
+
+
+def diff(call: Call) -> dict[str, Any]:
+    """Pack a layer: layers.jobs.diff, with a tree that may be open as a mere path."""
+    tree, stream = call.fds
+    call.fds = [os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree), stream]
+    return jobs.diff(call)

@@ -46,6 +46,7 @@ _FOLDERS: Final = (
     "uses",
 )
 _JOBS: Final = "pytest_sandbox.oci.store.jobs"
+_REMOVE: Final = "pytest_sandbox.oci.layers.jobs:remove"
 
 
 class Store:
@@ -171,9 +172,8 @@ class Store:
         return sweeping.collect(self, older_than=older_than, images=images)
 
     def sweep_dead_work(self) -> None:
-        """Clear away what killed processes left half-made."""
+        """Set aside what killed processes left half-made; `empty_trash` removes it."""
         sweeping.sweep_dead_work(self)
-        self.empty_trash()
 
     def empty_trash(self, keep: Collection[str] = ()) -> None:
         """Remove the files of what was set aside, unless another process does just that.
@@ -188,7 +188,7 @@ class Store:
                 return
             descriptor = open_folder(self.trash)
             try:
-                self.caller.call(f"{_JOBS}:remove", {"names": waiting}, [descriptor], where="host")
+                self.caller.call(_REMOVE, {"names": waiting}, [descriptor], where="host")
             finally:
                 os.close(descriptor)
 

@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.supervisor import Call
-
-
-def remove(call: Call) -> dict[str, Any]:
-    """Remove the entries `names` of the folder fds[0] with everything in them, whoever owns it."""
-    folder = call.fds[0]
-    removed = 0
-    for name in call.args["names"]:
-        removed += remove_below(folder, name)
-    return {"removed": removed}
-
-
-def remove_below(folder: int, name: str) -> int:
-    """Remove one entry of an open folder, and all below it; 1, or 0 if it was gone already."""
-    try:
-        found = os.lstat(name, dir_fd=folder)
-        if not stat.S_ISDIR(found.st_mode):
-            os.unlink(name, dir_fd=folder)
-        else:
-            shutil.rmtree(name, dir_fd=folder)
-    except FileNotFoundError:  # another process removes it too
-        return 0
-    return 1
 
 
 def move(call: Call) -> None:

@@ -13,7 +13,7 @@ import re
 import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, UsageError
@@ -41,6 +41,7 @@ _FIELDS: Final = (
     "created",
     "boot",
     "synced",
+    "blob",
 )
 _SETTLED: Final = 60.0
 """After so many seconds the kernel has begun to write a layer by itself, and waiting is short."""
@@ -65,6 +66,7 @@ class Layer:
 
     `entries` and `bytes` count what was unpacked, `devices` the nodes that became empty files.
     `ids` is the id map that it was unpacked in, `flavour` the kind of overlay xattrs in it.
+    `blob` is the descriptor of the archive that was made of a layer made here.
     """
 
     key: str
@@ -81,6 +83,7 @@ class Layer:
     created: float = 0.0
     boot: str = ""
     synced: bool = False
+    blob: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def diff(self) -> Path:
@@ -154,6 +157,7 @@ class Layers:
                 created=float(found["created"]),
                 boot=str(found["boot"]),
                 synced=bool(found["synced"]),
+                blob=found["blob"],
             )
         except (KeyError, TypeError, ValueError):
             return None

@@ -50,7 +50,11 @@ class Work:
         if self._descriptor < 0:
             return
         with contextlib.suppress(OSError):
-            self.folder.rmdir()
+            with os.scandir(self.folder) as found:
+                for entry in found:
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)  # noqa: PTH108
+            self.folder.rmdir()  # folders of other owners are the trash's
         with contextlib.suppress(FileNotFoundError):
             self.folder.rename(self._trash / f"work.{self.folder.name}")
         with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,42 @@
+"""A supervisor for the session, stores of their own for tests."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pytest_sandbox.oci.ids import NoIds, find_ids
+from pytest_sandbox.oci.registry import Registry
+from pytest_sandbox.oci.store import Store
+from pytest_sandbox.oci.supervisor import Supervisor
+from tests.oci.store.seeing import listing
+
+
+@pytest.fixture(scope="session")
+def supervisor():
+    """A supervisor with the ids of whoever runs the tests."""
+    try:
+        ids = find_ids()
+    except NoIds as missing:
+        pytest.skip(missing.what)
+    found = Supervisor(ids)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def store(supervisor, tmp_path):
+    """A new store; its files may belong to ids that only the supervisor can remove."""
+    yield Store(tmp_path / "store", supervisor)
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    names = {"names": [name for name in listing(tmp_path) if "store" in name]}
+    supervisor.call("pytest_sandbox.oci.layers.jobs:remove", names, [descriptor], where="host")
+    os.close(descriptor)
+
+
+@pytest.fixture
+def client(tmp_path):
+    """A registry client without credentials."""
+    with Registry(environ={"HOME": str(tmp_path)}) as found:
+        yield found
