@@ -59,7 +59,7 @@ def sweep(client: Any, run: str) -> int:
 def reap(client: Any, is_dead: Callable[[Owner, float], bool]) -> int:
     """Remove what dead owners left; the number of things removed."""
     count = _collect(client, is_dead, [])
-    return count + _dangling(client) + _run_folders(is_dead)
+    return count + _dangling(client) + reap_folders(is_dead)
 
 
 def _collect(client: Any, goes: Callable[[Owner, float], bool], labels: list[str]) -> int:
@@ -127,7 +127,8 @@ def make_run_folder(owner: Owner) -> Path:
     return folder
 
 
-def _run_folders(is_dead: Callable[[Owner, float], bool]) -> int:
+def reap_folders(is_dead: Callable[[Owner, float], bool]) -> int:
+    """Remove the folders for FIFOs that dead owners left; the number of them."""
     count = 0
     for folder in Path(tempfile.gettempdir()).glob(_PREFIX + "*"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

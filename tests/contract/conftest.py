@@ -17,17 +17,20 @@ from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.limits import Limits
 from pytest_sandbox.runtimes.base import SandboxSpec
 from pytest_sandbox.runtimes.docker import DockerRuntime
+from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_sandbox.runtimes.base import System
+    from pytest_sandbox.runtimes.base import Runtime, System
 
-RUNTIMES = {
+RUNTIMES: dict[str, Callable[[], Runtime]] = {
     "docker-shell": DockerRuntime,
     "docker-exec": lambda: DockerRuntime(fast_path=False),
+    "oci-shell": OciRuntime,
+    "oci-exec": lambda: OciRuntime(fast_path=False),
 }
 RUN = f"contract{secrets.token_hex(4)}"
 

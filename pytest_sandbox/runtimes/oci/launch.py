@@ -145,6 +145,8 @@ class _Launch:
         if not self._watched:
             with contextlib.suppress(Exception):
                 clear_away(self._call.room, self._rest())
+            if not self._order.upper:
+                shutil.rmtree(self._order.folder, ignore_errors=True)
 
     # --- the root file system ---------------------------------------------------------------
 
@@ -303,7 +305,7 @@ class _Launch:
         """As the engine writes them: an ordinary user's engine is inside the ids already."""
         if self._call.ids is not None:
             return list(ranges)
-        return [(0, 0, sum(size for _, _, size in ranges))]
+        return [(inside, inside, size) for inside, _, size in ranges]
 
     # --- the engine -------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def _watch(root: int, memory: int | None, pids: int | None, counters: int) -> No
     was_full = False
     while Path(f"/proc/{root}").exists():
         tasks, resident = 0, {}
-        for pid in _tree(root):
+        for pid in tree(root):
             with contextlib.suppress(OSError, ValueError, IndexError):
                 fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
                 # Shared file pages are left out: many processes map the same.
@@ -83,7 +83,7 @@ def _watch(root: int, memory: int | None, pids: int | None, counters: int) -> No
         time.sleep(_PERIOD)
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
     """A process and everything below it."""
     found, todo = [], [root]
     while todo:

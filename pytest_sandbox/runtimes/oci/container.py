@@ -1,0 +1,230 @@
+"""One sandbox of the oci runtime, as LiveSystem asks for it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
+from pytest_sandbox.runtimes.oci import leavings, weak
+from pytest_sandbox.runtimes.oci.exec_command import OciExec
+from pytest_sandbox.runtimes.shell import Counters
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_sandbox.oci.supervisor import Channel
+    from pytest_sandbox.runtimes.job import Job
+    from pytest_sandbox.runtimes.oci.order import Order
+    from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+    from pytest_sandbox.runtimes.shell import Facts
+    from pytest_sandbox.runtimes.streams import TailBuffer
+
+_FILES: Final = "pytest_sandbox.runtimes.oci.file_jobs"
+_END: Final = 30.0
+"""A killed sandbox is gone within this many seconds, or its supervisor is not well."""
+
+
+class OciContainer:
+    """See the Engine protocol in live_system for what the methods mean."""
+
+    def __init__(
+        self,
+        runtime: OciRuntime,
+        order: Order,
+        channel: Channel,
+        started: Mapping[str, Any],
+        *,
+        said: TailBuffer,
+        counters: int,
+    ) -> None:
+        self.id = order.id
+        self.order = order
+        self.pid: int = started["pid"]
+        self.env: list[str] = started["env"]
+        self.created: list[str] = started["created"]
+        self.notes: list[str] = started["notes"]
+        self._runtime = runtime
+        self._channel = channel
+        self._said = said
+        self._counters = counters
+        self._lock = threading.Lock()
+        self._exit: int | None = None
+        self._usage: dict[str, Any] = {}
+        self._cleared = False
+        self._removed = False
+
+    # --- its end ----------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        self._channel.signal(signal.SIGKILL)
+
+    def running(self) -> bool:
+        self._hear(0.0)
+        return self._exit is None
+
+    def _hear(self, seconds: float, *, cleared: bool = False) -> None:
+        """Take what the supervisor says, for at most so many seconds."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            while not (self._cleared if cleared else self._exit is not None):
+                left = max(deadline - time.monotonic(), 0.0)
+                try:
+                    received = self._channel.receive(left or 0.000_001)
+                except (TimeoutError, BlockingIOError):
+                    return
+                except OSError:
+                    received = None
+                if received is None:
+                    self._exit = 137 if self._exit is None else self._exit
+                    self._cleared = True
+                    return
+                message = received[0]
+                if "exit" in message:
+                    self._exit = int(message["exit"])
+                elif "said" in message and "cleared" in message["said"]:
+                    self._usage = message["said"]["cleared"]
+                    self._cleared = True
+                elif "gone" in message:
+                    self._cleared = True
+
+    def was_out_of_memory(self, seconds: float, patience: float = 0.0) -> bool:  # noqa: ARG002
+        if self.order.limits.weak:
+            return self.counters().oom > 0
+        if patience:
+            self._hear(patience, cleared=True)
+            return bool(self._usage.get("oom_kills"))
+        return bool(self._runtime.usage(self.id).oom_kills)
+
+    def counters(self) -> Counters:
+        if self._counters < 0:
+            return Counters()
+        return Counters(*weak.COUNTERS.unpack(os.pread(self._counters, weak.COUNTERS.size, 0))[:2])
+
+    def remove(self) -> None:
+        with self._lock:
+            if self._removed:
+                return
+            self._removed = True
+        self.kill()
+        self._hear(_END, cleared=True)
+        self._channel.close()
+        if self._counters >= 0:
+            os.close(self._counters)
+        self._runtime.store.release(self.id)
+        leavings.forget(self._runtime.store.root, self.id)
+
+    # --- commands ---------------------------------------------------------------------------
+
+    def exec(self, job: Job, facts: Facts) -> OciExec:
+        base = dict(facts.base) or dict(entry.partition("=")[::2] for entry in self.env)
+        env = {**base, **job.env}
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        nofile = min(self.order.limits.nofile or 1024, hard)
+        args = {
+            "id": self.id,
+            "pid": self.pid,
+            "engine": self.order.engine,
+            "rootless": self.order.rootless,
+            "argv": list(job.argv),
+            "env": [f"{name}={value}" for name, value in env.items()],
+            "cwd": job.cwd,
+            "user": job.user,
+            "tty": False,
+            "no_new_privileges": self.order.no_new_privileges,
+            "nofile": [nofile, nofile],
+        }
+        return OciExec(self._runtime.supervisor, job, args, self._said)
+
+    def stats(self) -> Stats:
+        if self.order.limits.weak or self.order.rootless:
+            peak = 0
+            if self._counters >= 0:
+                data = os.pread(self._counters, weak.COUNTERS.size, 0)
+                peak = weak.COUNTERS.unpack(data)[2]
+            return self._runtime.watched_stats(self.pid, peak)
+        usage = self._runtime.usage(self.id)
+        return Stats(
+            usage.memory_peak or usage.memory or 0,
+            usage.cpu_seconds or 0.0,
+            usage.bytes_written or 0,
+        )
+
+    # --- files ------------------------------------------------------------------------------
+
+    def put(self, tar: IO[bytes], path: str) -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        failed: list[BaseException] = []
+
+        def feed() -> None:
+            try:
+                with open(writer, "wb") as out:  # noqa: PTH123
+                    while chunk := tar.read(1 << 20):
+                        out.write(chunk)
+            except BrokenPipeError:
+                pass  # the job says why
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=feed, name="pytest-sandbox-put", daemon=True)
+        thread.start()
+        try:
+            args = {"pid": self.pid, "path": path}
+            self._runtime.supervisor.call(f"{_FILES}:put", args, [reader], where="host")
+        finally:
+            os.close(reader)
+            thread.join()
+        if failed:
+            raise failed[0]
+
+    def get(self, path: str) -> tuple[PathStat, Iterable[bytes]]:
+        found = self.stat(path)
+        if found is None:
+            msg = f"{path} does not exist in the sandbox"
+            raise FileNotFoundError(msg)
+        return found, self._read(path)
+
+    def _read(self, path: str) -> Iterable[bytes]:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        args = {"pid": self.pid, "path": path}
+        try:
+            channel = self._runtime.supervisor.open(f"{_FILES}:get", args, [writer])
+        finally:
+            os.close(writer)
+        try:
+            with open(reader, "rb", buffering=0) as source:  # noqa: PTH123
+                while chunk := source.read(1 << 20):
+                    yield chunk
+            channel.result()
+        finally:
+            channel.close()
+
+    def stat(self, path: str) -> PathStat | None:
+        args = {"pid": self.pid, "path": path}
+        found = self._runtime.supervisor.call(f"{_FILES}:stat", args, where="host")
+        if not found:
+            return None
+        return PathStat(found["name"], found["size"], found["mode"], found["link"])
+
+    def changes(self, mounted: Sequence[str]) -> Changes:
+        args = {
+            "layers": list(self.order.layers),
+            "folder": self.order.folder,
+            "snapshotter": self.order.snapshotter,
+            "created": self.created,
+            "mounted": list(mounted),
+        }
+        found = self._runtime.supervisor.call(f"{_FILES}:changes", args, where="host")
+        return Changes(*(tuple(found[kind]) for kind in ("added", "changed", "removed")))
+
+    def snapshot(self, name: str | None, labels: Mapping[str, str]) -> str:
+        return self._runtime.snapshot(self, name, labels)
+
+    def freeze(self) -> contextlib.AbstractContextManager[None]:
+        """Stop every process of the sandbox for a while."""
+        return self._runtime.frozen(self)

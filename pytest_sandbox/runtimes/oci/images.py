@@ -1,0 +1,202 @@
+"""Images of the store, as a runtime shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.images.name import HASH_LABEL
+from pytest_sandbox.oci.images import Image, ImageLayer, rfc3339
+from pytest_sandbox.oci.platforms import Platform, host_platform, normalise
+from pytest_sandbox.oci.reference import Reference, parse_reference
+from pytest_sandbox.runtimes.base import ImageInfo
+from pytest_sandbox.runtimes.owner import LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_sandbox.oci.store import Store
+    from pytest_sandbox.targets import Target
+
+_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_APPLY: Final = "pytest_sandbox.oci.layers.jobs:apply"
+
+
+def stored(store: Store, reference: str, arch: str = "") -> Image | None:
+    """The image of the store that `reference` names, for `arch` (this machine's where empty; any
+    other one where that has none).
+    """
+    name = parse_reference(reference)
+    wanted = platform_for(arch) if arch else host_platform()
+    found = store.image(name, normalise(wanted))
+    if found is not None or arch:
+        return found
+    for image in store.images():
+        if image.reference == name:
+            return store.image(name, image.platform)
+    return None
+
+
+def platform_for(arch: str) -> Platform:
+    """The platform of a target's architecture."""
+    return normalise(Platform("linux", arch))
+
+
+def find(store: Store, reference: str) -> ImageInfo | None:
+    """See Runtime.find_image."""
+    image = stored(store, reference)
+    return None if image is None else shown(image, reference)
+
+
+def shown(image: Image, name: str = "") -> ImageInfo:
+    """An image as a runtime tells it."""
+    return ImageInfo(
+        name=name or image.reference.familiar,
+        digest=image.config_digest,
+        arch=image.platform.architecture,
+        created=image.created,
+        size=image.size,
+        labels=image.labels,
+    )
+
+
+def ours(store: Store) -> list[ImageInfo]:
+    """Every image that carries a label of ours, by name."""
+    found = [
+        shown(image)
+        for image in store.images()
+        if any(name in image.labels for name in (LABEL, HASH_LABEL, f"{LABEL}.snapshot"))
+    ]
+    return sorted(found, key=lambda info: info.name)
+
+
+def remove(store: Store, reference: str) -> None:
+    """Remove an image of every platform; its layers go as soon as nothing uses them."""
+    name = parse_reference(reference)
+    gone = [image for image in store.images() if image.reference == name]
+    if gone:
+        store.collect(older_than=0.0, images=gone)
+
+
+def pull(
+    store: Store,
+    reference: str,
+    target: Target,
+    say: Callable[[str], None],
+    environ: Mapping[str, str],
+) -> ImageInfo:
+    """See Runtime.pull."""
+    from pytest_sandbox.oci.pull import pull as pull_image
+    from pytest_sandbox.oci.registry import Registry
+
+    with Registry(environ=environ) as registry:
+        say(f"pull {reference}")
+        image = pull_image(
+            parse_reference(reference),
+            store=store,
+            registry=registry,
+            platform=platform_for(target.arch),
+            policy="always",
+        )
+    return shown(image, reference)
+
+
+def load_rootfs(
+    store: Store, tar: IO[bytes], reference: str, target: Target, labels: Mapping[str, str]
+) -> ImageInfo:
+    """See Runtime.load_rootfs."""
+    with store.work() as work:
+        folder = store.layers.begin(work.folder, secrets.token_hex(16))
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        diff = os.open(folder / "diff", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        feeder = _Feeder(tar, writer)
+        try:
+            found = store.caller.call(_APPLY, {"layer": reference}, [reader, diff])
+        finally:
+            os.close(reader)
+            os.close(diff)
+            feeder.join()
+        key = found["diff_id"].partition(":")[2]
+        if store.layers.get(key) is None:
+            from pytest_sandbox.oci.store import Layer
+
+            layer = Layer(
+                key,
+                folder,
+                diff_id=found["diff_id"],
+                chain_id=found["diff_id"],
+                entries=found["entries"],
+                bytes=found["size"],
+                devices=found["devices"],
+            )
+            store.layers.publish(folder, layer)
+        config = {
+            "architecture": target.arch,
+            "os": target.os,
+            "created": rfc3339(time.time()),
+            "config": {"Cmd": ["/bin/sh"], "Env": [_PATH], "Labels": dict(labels)},
+            "rootfs": {"type": "layers", "diff_ids": [found["diff_id"]]},
+            "history": [{"created": rfc3339(time.time()), "created_by": "pytest-sandbox"}],
+        }
+        layers = (ImageLayer(key, found["diff_id"]),)
+        image = record(store, parse_reference(reference), target.arch, config, layers)
+    return shown(image, reference)
+
+
+def record(
+    store: Store,
+    reference: Reference,
+    arch: str,
+    config: Mapping[str, Any],
+    layers: tuple[ImageLayer, ...],
+) -> Image:
+    """Record an image that was made here."""
+    raw = json.dumps(config, separators=(",", ":"), sort_keys=True).encode()
+    now = time.time()
+    return store.record(
+        Image(
+            reference=reference,
+            platform=platform_for(arch),
+            digest="",
+            index="",
+            config=config,
+            raw=raw,
+            config_digest=store.blobs.put(raw),
+            layers=layers,
+            size=sum(store.layers.need(layer.key).bytes for layer in layers),
+            stored=now,
+            last_use=now,
+        )
+    )
+
+
+def relabelled(config: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    """A copy of a config document with labels added."""
+    inner = dict(config.get("config") or {})
+    inner["Labels"] = {**(inner.get("Labels") or {}), **labels}
+    return {**config, "created": rfc3339(time.time()), "config": inner}
+
+
+class _Feeder(threading.Thread):
+    """Writes a file into a pipe; a reader that went away says why itself."""
+
+    def __init__(self, source: IO[bytes], writer: int) -> None:
+        super().__init__(name="pytest-sandbox-feed", daemon=True)
+        self._source = source
+        self._writer = writer
+        self.start()
+
+    def run(self) -> None:
+        with open(self._writer, "wb") as out:  # noqa: PTH123
+            try:
+                while chunk := self._source.read(1 << 20):
+                    out.write(chunk)
+            except BrokenPipeError:
+                return
+
+
+__all__ = ["find", "load_rootfs", "ours", "pull", "record", "remove", "stored"]

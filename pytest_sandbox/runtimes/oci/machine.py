@@ -1,0 +1,134 @@
+"""What this machine gives for sandboxes without a daemon: looked for once, tried, not guessed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import RuntimeUnavailable
+from pytest_sandbox.oci.cgroup_access import Access, try_cgroups
+from pytest_sandbox.oci.engines import Engine, Init, find_engine, find_init
+from pytest_sandbox.oci.ids import find_ids
+from pytest_sandbox.oci.store import Store
+from pytest_sandbox.oci.supervisor import Supervisor
+from pytest_sandbox.runtimes.base import RuntimeInfo
+from pytest_sandbox.runtimes.oci.order import Order
+from pytest_sandbox.targets import arch_from_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_sandbox.oci.images import Image
+    from pytest_sandbox.oci.snapshots.choose import Choice
+
+_CONTROLLERS: Final = {"memory": "memory", "cpu": "cpus", "pids": "pids"}
+
+
+@dataclass
+class Machine:
+    """Engine, init, store, cgroups and snapshotter. `weak` names the limits that no cgroup sets."""
+
+    engine: Engine
+    init: Init
+    supervisor: Supervisor
+    store: Store
+    access: Access
+    snapshotter: str
+    environ: Mapping[str, str]
+
+    @property
+    def weak(self) -> tuple[str, ...]:
+        """The limits that processes have to be held to by weaker means (see weak.py)."""
+        return tuple(
+            limit for name, limit in _CONTROLLERS.items() if name not in self.access.usable
+        )
+
+    @property
+    def cpus(self) -> int:
+        """CPUs that this process may use."""
+        return len(os.sched_getaffinity(0))
+
+    @property
+    def choice(self) -> Choice:
+        """The snapshotter, and why."""
+        from pytest_sandbox.oci.snapshots.choose import choose
+
+        return choose(self.store, self.snapshotter)
+
+    def order(self, image: Image, name: str, **values: Any) -> Order:
+        """An Order for one sandbox from an image of the store."""
+        ids = self.supervisor.ids
+        return Order(
+            id=name,
+            engine=str(self.engine.path),
+            init=str(self.init.path),
+            snapshotter=self.choice.name,
+            layers=tuple(str(self.store.layer(key).diff) for key in image.keys),
+            folder=str(self.store.root / "sandboxes" / name),
+            config=dict(image.config),
+            uids=tuple((r.inside, r.outside, r.size) for r in ids.uids),
+            gids=tuple((r.inside, r.outside, r.size) for r in ids.gids),
+            cgroups_base=self.access.cgroups.base,
+            rootless=ids.rootless and not self.access.usable,
+            **values,
+        )
+
+    def info(self) -> RuntimeInfo:
+        """For doctor and the header."""
+        layout = str(self.access.cgroups.layout)
+        notes = [f"{self.engine.name} {self.engine.text} at {self.engine.path}"]
+        notes += [finding.what for finding in self.engine.findings()]
+        notes.append(f"ids of sandboxes: {self.supervisor.ids.source}")
+        if self.weak:
+            notes.append(f"weaker limits for {', '.join(self.weak)}: {self.access.what}")
+        notes.append("no limit on the disk of a sandbox")
+        return RuntimeInfo(
+            name="oci",
+            version=self.engine.text,
+            endpoint=str(self.engine.path),
+            rootless=self.supervisor.ids.rootless,
+            cgroups=layout,
+            arches=_arches(),
+            cpus=self.cpus,
+            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            storage=self.choice.name,
+            disk_limit=False,
+            notes=tuple(notes),
+        )
+
+    def close(self) -> None:
+        """End the supervisor, and every sandbox with it."""
+        self.supervisor.close()
+
+
+def find_machine(
+    root: Path, *, engine: str, snapshotter: str, environ: Mapping[str, str], lasting: bool = False
+) -> Machine:
+    """Look for everything that is needed. Raises RuntimeUnavailable for what is not there."""
+    if not Path("/proc/self/ns/user").exists():
+        msg = "this kernel has no user namespaces"
+        raise RuntimeUnavailable(msg, next_step="use Docker or Podman, or a Linux machine")
+    found, init = find_engine(engine, environ), find_init("", environ)
+    supervisor = Supervisor(find_ids, lasting=lasting)
+    supervisor.ids  # noqa: B018 - without ids nothing works: it is told here
+    store = Store(root, supervisor)
+    return Machine(found, init, supervisor, store, try_cgroups(), snapshotter, environ)
+
+
+def _arches() -> tuple[str, ...]:
+    """This machine's architecture, and those that binfmt_misc runs."""
+    own = arch_from_machine(os.uname().machine)
+    others = []
+    for arch, name in (("amd64", "x86_64"), ("arm64", "aarch64")):
+        entry = Path("/proc/sys/fs/binfmt_misc", f"qemu-{name}")
+        try:
+            text = entry.read_text(encoding="ascii", errors="replace")
+        except OSError:
+            continue
+        # Without the flag F the interpreter would have to be in the image.
+        flags = next((line for line in text.splitlines() if line.startswith("flags:")), "")
+        if arch != own and text.startswith("enabled") and "F" in flags:
+            others.append(arch)
+    return (own, *others)

@@ -1,0 +1,344 @@
+"""Sandboxes and images without a daemon: a registry client, a store, and runc or crun."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import secrets
+import shutil
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import ImageUnavailable, RuntimeUnavailable, SandboxError
+from pytest_sandbox.folders import data_folder
+from pytest_sandbox.runtimes import reaper, shell
+from pytest_sandbox.runtimes.control import Control, ControlLost
+from pytest_sandbox.runtimes.live_system import LiveSystem
+from pytest_sandbox.runtimes.oci import leavings, weak
+from pytest_sandbox.runtimes.oci.channel import PipeChannel
+from pytest_sandbox.runtimes.oci.container import OciContainer
+from pytest_sandbox.runtimes.oci.machine import Machine, find_machine
+from pytest_sandbox.runtimes.oci.order import LimitOrder, MountOrder, Order
+from pytest_sandbox.runtimes.shell import FOLDER, Facts
+from pytest_sandbox.runtimes.streams import TailBuffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_sandbox.oci.cgroup_usage import Usage
+    from pytest_sandbox.oci.images import Image
+    from pytest_sandbox.oci.store import Store
+    from pytest_sandbox.oci.supervisor import Supervisor
+    from pytest_sandbox.runtimes.base import (
+        BuildRequest,
+        ImageInfo,
+        Owner,
+        RuntimeInfo,
+        SandboxSpec,
+        Stats,
+    )
+    from pytest_sandbox.targets import Target
+
+_START: Final = "pytest_sandbox.runtimes.oci.launch:start"
+_HOSTNAME: Final = "sandbox"
+_OVERHEAD: Final = 3
+"""Init, the control shell and one worker do not count against the limit of processes."""
+
+
+class OciRuntime:
+    """The Runtime protocol on runc or crun; nothing is started before it is needed.
+
+    `engine` and `init` are names or paths, found where empty. `fast_path=False` makes every command
+    a real exec.
+    """
+
+    name = "oci"
+
+    def __init__(
+        self,
+        *,
+        environ: Mapping[str, str] | None = None,
+        fast_path: bool = True,
+        engine: str = "",
+        snapshotter: str = "auto",
+        folder: Path | None = None,
+    ) -> None:
+        self._environ = dict(os.environ if environ is None else environ)
+        self.fast_path = fast_path
+        self._engine = engine
+        self._snapshotter = snapshotter
+        self._root = folder or data_folder(self._environ) / "oci"
+        self._lock = threading.RLock()
+        self._machine: Machine | None = None
+        self._systems: set[LiveSystem] = set()
+        self._numbers = itertools.count(1)
+        self._folder: Path | None = None
+        self._owner: Owner | None = None
+
+    # --- the machine ------------------------------------------------------------------------
+
+    @property
+    def machine(self) -> Machine:
+        """What this machine gives. Raises RuntimeUnavailable."""
+        with self._lock:
+            if self._machine is None:
+                self._machine = find_machine(
+                    self._root,
+                    engine=self._engine,
+                    snapshotter=self._snapshotter,
+                    environ=self._environ,
+                )
+            return self._machine
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The process that works for this one."""
+        return self.machine.supervisor
+
+    @property
+    def store(self) -> Store:
+        """Images and layers."""
+        return self.machine.store
+
+    def info(self) -> RuntimeInfo:
+        return self.machine.info()
+
+    def usage(self, name: str) -> Usage:
+        """What a sandbox's cgroup has used so far."""
+        from pytest_sandbox.oci.cgroup_usage import read_usage
+
+        return read_usage(self.machine.access.cgroups.paths(name))
+
+    def watched_stats(self, pid: int, peak: int) -> Stats:
+        """Use of resources where there is no cgroup."""
+        from pytest_sandbox.runtimes.oci.watched import tree_stats
+
+        return tree_stats(pid, peak)
+
+    @contextlib.contextmanager
+    def frozen(self, container: OciContainer) -> Iterator[None]:
+        """Every process of a sandbox is stopped inside this context."""
+        from pytest_sandbox.runtimes.oci.freezing import resume, stop
+
+        stopped = stop(container.pid)
+        try:
+            yield
+        finally:
+            resume(stopped)
+
+    def close(self) -> None:
+        with self._lock:
+            systems = list(self._systems)
+        for system in systems:
+            with contextlib.suppress(SandboxError):
+                system.close()
+        with self._lock:
+            folder, self._folder = self._folder, None
+            machine, self._machine = self._machine, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if machine is not None:
+            machine.close()
+
+    # --- images -----------------------------------------------------------------------------
+
+    def image(self, reference: str, arch: str = "") -> Image | None:
+        """An image of the store; of this machine's architecture unless another one is asked for."""
+        from pytest_sandbox.runtimes.oci import images
+
+        return images.stored(self.store, reference, arch)
+
+    def find_image(self, reference: str) -> ImageInfo | None:
+        from pytest_sandbox.runtimes.oci import images
+
+        return images.find(self.store, reference)
+
+    def pull(self, reference: str, target: Target, say: Callable[[str], None]) -> ImageInfo:
+        from pytest_sandbox.runtimes.oci import images
+
+        return images.pull(self.store, reference, target, say, self._environ)
+
+    def load_rootfs(
+        self, tar: IO[bytes], reference: str, target: Target, labels: Mapping[str, str]
+    ) -> ImageInfo:
+        from pytest_sandbox.runtimes.oci import images
+
+        return images.load_rootfs(self.store, tar, reference, target, labels)
+
+    def build(self, request: BuildRequest, say: Callable[[str], None]) -> ImageInfo:
+        from pytest_sandbox.runtimes.oci import build
+
+        return build.build(self, request, say)
+
+    def remove_image(self, reference: str) -> None:
+        from pytest_sandbox.runtimes.oci import images
+
+        images.remove(self.store, reference)
+
+    def images(self) -> list[ImageInfo]:
+        from pytest_sandbox.runtimes.oci import images
+
+        return images.ours(self.store)
+
+    def snapshot(self, container: OciContainer, name: str | None, labels: Mapping[str, str]) -> str:
+        """Make a snapshot of a running sandbox; its name."""
+        from pytest_sandbox.runtimes.oci import snapshot
+
+        return snapshot.take(self, container, name, labels)
+
+    # --- sandboxes --------------------------------------------------------------------------
+
+    def start(self, spec: SandboxSpec, owner: Owner) -> LiveSystem:
+        image = self.image(spec.image, spec.target.arch)
+        if image is None:
+            msg = f"image {spec.image} is not in the store"
+            raise ImageUnavailable(msg, next_step="build or pull it first")
+        number = next(self._numbers)
+        word = re.sub(r"[^A-Za-z0-9]", "", owner.run)[:8] or "run"
+        name = f"ps-{word}-{owner.pid}-{number}-{secrets.token_hex(3)}"
+        folder = self._fifo_folder(owner, name) if self.fast_path else None
+        order = self._order(spec, image, name, folder)
+        try:
+            system = self._start(spec, order, folder, owner)
+        except BaseException:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        with self._lock:
+            self._systems.add(system)
+        return system
+
+    def _order(self, spec: SandboxSpec, image: Image, name: str, folder: Path | None) -> Order:
+        machine = self.machine
+        mounts = [MountOrder(str(m.source), m.target, m.read_only) for m in spec.mounts]
+        if folder is not None:
+            mounts.append(MountOrder(str(folder), FOLDER, own=True))
+        limits = spec.limits
+        return machine.order(
+            image,
+            name,
+            user=spec.user,
+            hostname=_HOSTNAME,
+            network=spec.network,
+            mounts=tuple(mounts),
+            tmpfs=dict(spec.tmpfs),
+            no_new_privileges=spec.no_new_privileges,
+            limits=LimitOrder(
+                memory=limits.memory,
+                cpus=min(limits.cpus, machine.cpus),
+                pids=limits.pids + _OVERHEAD,
+                nofile=limits.nofile,
+                weak=machine.weak,
+            ),
+            hold=True,
+        )
+
+    def _start(
+        self, spec: SandboxSpec, order: Order, folder: Path | None, owner: Owner
+    ) -> LiveSystem:
+        leavings.note(self._root, order.id, owner)
+        self.store.use_layers(order.id, [Path(layer).parent.name for layer in order.layers])
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+        ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
+        theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
+        counters = -1
+        if order.limits.weak:
+            counters = os.memfd_create("pytest-sandbox-counters")
+            os.pwrite(counters, bytes(weak.COUNTERS.size), 0)
+        control = Control(PipeChannel(*ours), TailBuffer())
+        try:
+            extra = [counters] if counters >= 0 else []
+            channel = self.supervisor.open(_START, order.document(), [*theirs, *extra])
+            for descriptor in theirs:
+                os.close(descriptor)
+            theirs = []
+            try:
+                started = channel.result()
+            except BaseException:
+                channel.close()
+                raise
+        except BaseException:
+            control.close()
+            for descriptor in (*theirs, *([counters] if counters >= 0 else [])):
+                os.close(descriptor)
+            self.store.release(order.id)
+            leavings.forget(self._root, order.id)
+            raise
+        container = OciContainer(
+            self, order, channel, started, said=control.said, counters=counters
+        )
+        try:
+            return self._meet(spec, container, control, started, folder)
+        except BaseException:
+            control.close()
+            container.remove()
+            raise
+
+    def _meet(
+        self,
+        spec: SandboxSpec,
+        container: OciContainer,
+        control: Control,
+        started: Mapping[str, Any],
+        folder: Path | None,
+    ) -> LiveSystem:
+        base = dict(entry.partition("=")[::2] for entry in started["env"])
+        facts, fast = Facts(base=base), False
+        if started["shell"]:
+            try:
+                facts, fast = self._probe(control, base, folder)
+            except ControlLost as exc:
+                text = control.said.value().decode("utf-8", "replace").strip()
+                msg = f"a sandbox from {spec.image} ended as soon as it was started: {text[-600:]}"
+                raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor") from exc
+        return LiveSystem(
+            container,
+            spec,
+            control,
+            facts,
+            folder=folder,
+            fast=fast,
+            disk=False,
+            closed=self._forget,
+        )
+
+    @staticmethod
+    def _probe(
+        control: Control, base: Mapping[str, str], folder: Path | None
+    ) -> tuple[Facts, bool]:
+        """Learn what the control shell is. The FIFOs are on this kernel: they always reach in."""
+        facts = shell.parse_probe(control.call(shell.probe(), 30.0), base)
+        return facts, folder is not None
+
+    def _forget(self, system: LiveSystem) -> None:
+        with self._lock:
+            self._systems.discard(system)
+
+    def _fifo_folder(self, owner: Owner, name: str) -> Path:
+        with self._lock:
+            if self._folder is None or not self._folder.is_dir():
+                self._folder = reaper.make_run_folder(owner)
+            folder = self._folder / name
+        folder.mkdir()
+        folder.chmod(0o711)
+        return folder
+
+    # --- what is left -----------------------------------------------------------------------
+
+    def sweep(self, run: str) -> int:
+        with self._lock:
+            systems = list(self._systems)
+        count = 0
+        for system in systems:
+            engine = system.engine
+            found = leavings.owner_of(self._root, engine.id)
+            if found is not None and found[0].run == run:
+                system.close()
+                count += 1
+        return count + leavings.sweep(self, run)
+
+    def reap(self, is_dead: Callable[[Owner, float], bool]) -> int:
+        return leavings.reap(self, is_dead)
