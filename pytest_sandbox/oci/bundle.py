@@ -17,7 +17,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pytest_sandbox.errors import UsageError
+from pytest_sandbox.errors import SandboxError, UsageError
 from pytest_sandbox.oci import etc_files
 from pytest_sandbox.oci.spec.generate import NO_LIMITS, NO_OVERRIDES, NetworkMode, generate
 from pytest_sandbox.oci.spec.root import Prepared, root_request
@@ -145,8 +145,11 @@ def make_bundle(
     destination.chmod(0o711)
     try:
         return _make(destination, caller, fill, options)
-    except BaseException:
-        _remove(destination, caller)
+    except BaseException as wrong:
+        try:
+            _remove(destination, caller)
+        except (SandboxError, OSError) as second:
+            wrong.add_note(f"what was made of {destination} is still there: {second}")
         raise
 
 
@@ -223,7 +226,7 @@ def _remove(folder: Path, caller: Caller) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             names = {"names": [ROOTFS]}
-            caller.call("pytest_sandbox.oci.store.jobs:remove", names, [descriptor], where="host")
+            caller.call("pytest_sandbox.oci.bundle_jobs:remove", names, [descriptor], where="host")
         finally:
             os.close(descriptor)
     shutil.rmtree(folder)

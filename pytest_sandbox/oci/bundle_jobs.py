@@ -66,3 +66,11 @@ def unpack_tree(call: Call) -> dict[str, Any]:
         msg = f"{name} has the digest {source.digest}, not {call.args['digest']}"
         raise InvalidImage(msg, next_step="make it again")
     return {"entries": applied.entries, "digest": source.digest}
+
+
+def remove(call: Call) -> None:
+    """Remove the entries `names` of the folder fds[0]. To be called with where="host"."""
+    from pytest_sandbox.oci.layers.removal import remove_tree
+
+    for name in call.args["names"]:
+        remove_tree(call.fds[0], name)

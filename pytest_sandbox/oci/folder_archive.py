@@ -90,15 +90,20 @@ def write_folder(folder: Path, out: int, ids: IdSpace, *, prefix: str = "") -> N
 
 def _walk(folder: str, top: str) -> Iterator[tuple[str, str]]:
     """(name in the archive, path) of the folder and of all below it, parents first."""
-    yield top or ".", folder
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        place = f"{top}/{entry.name}" if top else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, place)
-        else:
-            yield place, entry.path
+    todo = [(top, folder)]
+    while todo:
+        place, path = todo.pop()
+        yield place or ".", path
+        with os.scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        below = []
+        for entry in found:
+            inside = f"{place}/{entry.name}" if place else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                below.append((inside, entry.path))
+            else:
+                yield inside, entry.path
+        todo += reversed(below)
 
 
 def _member(

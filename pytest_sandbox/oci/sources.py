@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pytest_sandbox.errors import InvalidImage
+from pytest_sandbox.errors import InvalidImage, UsageError
+from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS
 from pytest_sandbox.oci.bundle import NO_OPTIONS, BundleOptions, ContainerBundle, make_bundle
 from pytest_sandbox.oci.config import ImageConfig, parse_image_config
+from pytest_sandbox.oci.digests import digest_of
 from pytest_sandbox.oci.folder_archive import feed_folder
+from pytest_sandbox.oci.reference import parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from pytest_sandbox.oci.images import Image
+    from pytest_sandbox.oci.platforms import Platform
+    from pytest_sandbox.oci.reference import Reference
     from pytest_sandbox.oci.store import Caller, Store
 
+_Entry = TypeVar("_Entry")
 _JOBS = "pytest_sandbox.oci.bundle_jobs"
 
 
@@ -79,6 +85,106 @@ def _fill_from_store(store: Store, image: Image, tree: int) -> None:
             os.close(folder)
     finally:
         store.release(identity)
+
+
+@dataclass(frozen=True)
+class LayoutSource:
+    """An OCI layout: a folder, or a tar of one. It goes into the store on the way.
+
+    `name` chooses among several images: what the layout calls it, or the tag alone; "" takes the
+    only one. `platform` is this machine's where None.
+    """
+
+    path: Path
+    store: Store
+    name: str = ""
+    platform: Platform | None = None
+    options: BundleOptions = NO_OPTIONS
+
+    @property
+    def caller(self) -> Caller:
+        """See TreeSource."""
+        return self.store.caller
+
+    def image(self) -> Image:
+        """The image, in the store. Raises InvalidImage, ImageUnavailable, UsageError."""
+        from pytest_sandbox.oci import layout
+        from pytest_sandbox.oci.layout_files import open_files
+
+        with self.store.work() as work:
+            files = open_files(self.path, work.folder, DEFAULT_BOUNDS)
+            found = layout.entries(files)
+            entry = _chosen(self.path, self.name, {e.name or e.descriptor.digest: e for e in found})
+            reference = entry.reference() or _made_up(entry.descriptor.digest)
+            return layout.load_entry(self.store, files, entry, reference, platform=self.platform)
+
+    def fill(self, tree: int) -> ImageConfig:
+        """See TreeSource."""
+        return ImageSource(self.image, self.store).fill(tree)
+
+    def prepare(self, destination: Path) -> ContainerBundle:
+        """See BundleSource."""
+        return make_bundle(destination, self.caller, self.fill, self.options)
+
+
+@dataclass(frozen=True)
+class DockerArchiveSource:
+    """An archive of `docker save`. It goes into the store on the way. `name` as in LayoutSource."""
+
+    path: Path
+    store: Store
+    name: str = ""
+    options: BundleOptions = NO_OPTIONS
+
+    @property
+    def caller(self) -> Caller:
+        """See TreeSource."""
+        return self.store.caller
+
+    def image(self) -> Image:
+        """The image, in the store. Raises InvalidImage, UsageError."""
+        from pytest_sandbox.oci import docker_archive
+        from pytest_sandbox.oci.layout_files import open_files, read_file
+
+        with self.store.work() as work:
+            files = open_files(self.path, work.folder, DEFAULT_BOUNDS)
+            named = {
+                str(name): entry
+                for entry in docker_archive.entries(files)
+                for name in entry.references or (entry.config,)
+            }
+            entry = _chosen(self.path, self.name, named)
+            digest = digest_of(read_file(files, entry.config, DEFAULT_BOUNDS.config))
+            reference = entry.references[0] if entry.references else _made_up(digest)
+            return docker_archive.load_entry(self.store, files, entry, reference)
+
+    def fill(self, tree: int) -> ImageConfig:
+        """See TreeSource."""
+        return ImageSource(self.image, self.store).fill(tree)
+
+    def prepare(self, destination: Path) -> ContainerBundle:
+        """See BundleSource."""
+        return make_bundle(destination, self.caller, self.fill, self.options)
+
+
+def _chosen(path: Path, name: str, named: Mapping[str, _Entry]) -> _Entry:
+    """The entry that `name` means: its whole name, its familiar one, or its tag; the only one."""
+    if not name:
+        different = list({id(entry): entry for entry in named.values()}.values())
+        if len(different) == 1:
+            return different[0]
+    else:
+        for text, entry in named.items():
+            if name == text or text.endswith((f"/{name}", f":{name}")):
+                return entry
+    known = ", ".join(list(named)[:20]) or "none"
+    msg = f"{path} has no image {name!r}" if name else f"{path} has {len(named)} images"
+    raise UsageError(msg, next_step=f"name one of: {known}")
+
+
+def _made_up(digest: str) -> Reference:
+    """A reference for an image that has none."""
+    return parse_reference(f"localhost/imported:{digest.partition(':')[2][:16]}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -214,3 +215,22 @@ def test_init_in_front(engine: Engine, maker: Maker, busybox: Path) -> None:
     assert done.stderr == ""
     assert done.stdout.split() == ["sh", "1"]
     assert not (maker.root / "dev").exists()
+
+
+def test_names_that_the_seccomp_library_does_not_know(engine: Engine, maker: Maker) -> None:
+    """Profiles name calls that are younger than the host's libseccomp: they are passed over."""
+    bundle = maker.make("echo ok")
+    spec = bundle.spec
+    spec["linux"]["seccomp"]["syscalls"][0]["names"].append("call_of_the_next_century")
+    (bundle.path / "config.json").write_text(json.dumps(spec))
+    done = engine.run(bundle)
+    assert (done.returncode, done.stdout) == (0, "ok\n")
+
+
+def test_fifos_in_the_place_of_files(engine: Engine, maker: Maker) -> None:
+    """Nothing waits for them: neither what makes the bundle nor what runs it."""
+    for name in ("hosts", "resolv.conf", "passwd", "group"):
+        (maker.root / "etc" / name).unlink(missing_ok=True)
+        os.mkfifo(maker.root / "etc" / name)
+    done = engine.run(maker.make("cat /etc/resolv.conf; id -u", {"User": "1000:1000"}))
+    assert done.stdout.splitlines() == ["# this sandbox has no network", "1000"]
