@@ -18,7 +18,7 @@ from pytest_sandbox.errors import InvalidImage, MissingDirectory, UsageError
 from pytest_sandbox.oci.linux import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from pytest_sandbox.oci.spec import process
 from pytest_sandbox.oci.spec.mounts import Bind, check_target, made_by_runtime, under
-from pytest_sandbox.oci.spec.users import User, resolve_user
+from pytest_sandbox.oci.spec.users import CONFINED, User, resolve_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,8 +36,9 @@ class Prepared:
     """What was found and made in a root.
 
     `places` is each mount point -> where it really is in the root, without links; `missing` names
-    the account files that the image lacks (mount points for them are there now); `created` are the
-    paths that were made, outer ones first: they are not the sandbox's changes.
+    the account files that the image lacks, or has as something that cannot be read (mount points
+    for them are there now); `created` are the paths that were made, outer ones first: they are not
+    the sandbox's changes.
     """
 
     user: User
@@ -155,21 +156,20 @@ class _Walk:
         return openat2(self._root, "/".join(parts) or ".", flags, resolve=how)
 
     def lacks(self, path: str) -> bool:
-        """Whether nothing at all is at `path` (a link that leads nowhere is something)."""
-        *parts, name = path.strip("/").split("/")
+        """Whether no file can be read at `path`: it is missing, a link to nowhere, or something
+        (a FIFO) that would keep its reader waiting.
+        """
         try:
-            folder = self._open(parts)
+            found = openat2(self._root, path.lstrip("/"), os.O_PATH, resolve=CONFINED)
         except FileNotFoundError:
             return True
         except OSError:
             return False
         try:
-            os.lstat(name, dir_fd=folder)
-        except FileNotFoundError:
-            return True
+            mode = os.fstat(found).st_mode
         finally:
-            os.close(folder)
-        return False
+            os.close(found)
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
     def folder(self, path: str, make: Callable[[str], bool] = lambda _: True) -> str:
         """The real path of the folder, made where it is missing. Raises NotADirectoryError."""

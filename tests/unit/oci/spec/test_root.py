@@ -106,7 +106,16 @@ def test_account_file_of_another_kind(
     with pytest.raises(InvalidImage, match=r"etc/passwd of the image is a .*not a regular file"):
         who(root, "app")
     assert who(root, "7:8") == User(7, 8)  # a number needs no file
-    assert ready(root).missing == ("/etc/group",)
+    missing = ready(root).missing
+    assert missing == (("/etc/group",) if kind == "folder" else ("/etc/passwd", "/etc/group"))
+
+
+def test_account_file_that_leads_nowhere(root: Path) -> None:
+    (root / "etc/passwd").symlink_to("/gone/passwd")
+    found = ready(root)
+    assert found.missing == ("/etc/passwd", "/etc/group")
+    assert found.places["/etc/passwd"] == "/gone/passwd"
+    assert (root / "gone/passwd").read_bytes() == b""
 
 
 def test_account_files_have_a_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
