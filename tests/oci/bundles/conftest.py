@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +22,7 @@ from tests.oci.bundles.schema import lacking
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROOT = os.geteuid() == 0
 _UNIFIED = "/sys/fs/cgroup/unified"
 _PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 APPLETS = (
@@ -62,12 +63,22 @@ def tiny_root(tmp_path: Path, busybox: Path) -> Path:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def place(supervisor: Supervisor) -> Iterator[Path]:
     """A folder that any id can walk to (pytest's own are 0700)."""
     folder = Path(tempfile.mkdtemp(prefix="sandbox-bundles-"))
     folder.chmod(0o711)
     yield folder
-    shutil.rmtree(folder)
+    remove_as_root(supervisor, folder.parent, folder.name)
+
+
+def remove_as_root(supervisor: Supervisor, parent: Path, *names: str) -> None:
+    """Remove what may belong to any id of sandboxes."""
+    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    job = "pytest_sandbox.oci.bundle_jobs:remove"
+    try:
+        supervisor.call(job, {"names": list(names)}, [descriptor], where="host")
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="session")
@@ -101,13 +112,13 @@ def engine(
     program = shutil.which(request.param, path=_PATH)
     if program is None:
         lacking(f"{request.param} is not installed")
-    plain = (str(program),)
+    plain = (str(program), "--root", str(place / "state"))
     problem = _probe(Engine(request.param, plain), place / "probe", busybox)
     if not problem:
         return Engine(request.param, plain)
     # crun refuses hybrid control groups; without the v2 tree beside them they are plain v1.
     hidden = ("unshare", "--mount", "sh", "-c", f'umount {_UNIFIED} && exec "$0" "$@"', *plain)
-    if os.path.ismount(_UNIFIED):
+    if ROOT and os.path.ismount(_UNIFIED):
         found = Engine(request.param, hidden)
         problem = _probe(found, place / "probe2", busybox)
         if not problem:
@@ -118,7 +129,7 @@ def engine(
 def _probe(engine: Engine, folder: Path, busybox: Path) -> str:
     """Why the runtime cannot run the plainest bundle there is; "" if it can."""
     make_root(folder / "rootfs", busybox)
-    spec = {
+    spec: dict[str, Any] = {
         "ociVersion": "1.0.2",
         "process": {"args": ["/bin/true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
         "root": {"path": "rootfs"},
@@ -128,6 +139,12 @@ def _probe(engine: Engine, folder: Path, busybox: Path) -> str:
         ],
         "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
     }
+    if not ROOT:
+        spec["linux"] = {
+            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "user"}],
+            "uidMappings": [{"containerID": 0, "hostID": os.geteuid(), "size": 1}],
+            "gidMappings": [{"containerID": 0, "hostID": os.getegid(), "size": 1}],
+        }
     (folder / "config.json").write_text(json.dumps(spec))
     done = engine.run(ContainerBundle(folder))
     return done.stderr.strip()[-200:] if done.returncode else ""

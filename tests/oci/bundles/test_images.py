@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +14,7 @@ import pytest
 from pytest_sandbox.errors import InvalidImage, UsageError
 from pytest_sandbox.oci.sources import DockerArchiveSource, ImageSource, LayoutSource
 from pytest_sandbox.oci.store import Store
+from tests.oci.bundles.conftest import remove_as_root
 from tests.oci.bundles.schema import lacking, violations
 from tests.oci.making import Made, image
 
@@ -32,12 +32,7 @@ NAME = "localhost/tests/tiny:1"
 def store(tmp_path: Path, supervisor: Supervisor) -> Iterator[Store]:
     found = Store(tmp_path / "store", supervisor)
     yield found
-    names = {"names": ["layers", "trash", "tmp"]}
-    descriptor = os.open(found.root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        supervisor.call("pytest_sandbox.oci.bundle_jobs:remove", names, [descriptor], where="host")
-    finally:
-        os.close(descriptor)
+    remove_as_root(supervisor, tmp_path, "store")
 
 
 def layer_of(root: Path) -> bytes:
@@ -65,7 +60,7 @@ def second_layer() -> bytes:
 def made(tiny_root: Path) -> Made:
     """An image of two layers that serves a page."""
     script = "cat /srv/page; ls /data | wc -l; stat -c %a /tmp"
-    inner = {"Cmd": ["sh", "-c", script], "WorkingDir": "/srv", "User": "app"}
+    inner = {"Cmd": ["sh", "-c", script], "WorkingDir": "/srv", "User": "app:app"}
     return image(layer_of(tiny_root), second_layer(), config={"config": inner})
 
 

@@ -88,7 +88,7 @@ def test_directory(odd_root: Path, place: Path, supervisor: Supervisor) -> None:
     bundle = DirectorySource(odd_root, supervisor, SHELL).prepare(place / "b")
     made = tree_of(bundle.rootfs, supervisor.ids.root[0])
     assert made.keys() >= ADDED
-    assert {k: v for k, v in made.items() if k not in ADDED} == tree_of(odd_root)
+    assert {k: v for k, v in made.items() if k not in ADDED} == tree_of(odd_root, os.geteuid())
     assert violations(bundle.spec) == []
     assert bundle.spec["root"]["path"] == "rootfs"
     assert ContainerBundle.open(place / "b") == bundle
