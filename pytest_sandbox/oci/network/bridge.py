@@ -15,6 +15,7 @@ import fcntl
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -250,6 +251,8 @@ class Keeper:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         linux.prctl(linux.PR_SET_NAME, b"sandbox-network")
         os.chdir("/")
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection takes two
         gc.freeze()  # what the parent has opened is closed below: no object may do it later
         null = os.open("/dev/null", os.O_RDWR)
         for number in range(3):

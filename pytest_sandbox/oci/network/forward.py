@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import select
 import socket
 import struct
@@ -51,6 +52,11 @@ class Loop:
         if self._calls.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
+    def close(self) -> None:
+        """No more events at all."""
+        self._calls.clear()
+        self._epoll.close()
+
     def turn(self, timeout: float) -> None:
         """Wait for events, at most `timeout` seconds (-1: for ever), and deal with them."""
         ready = [(self._calls.get(fd), fd, events) for fd, events in self._epoll.poll(timeout)]
@@ -68,6 +74,7 @@ class Forwarder:
         self._target = target
         self._paused: list[Callable[[], None]] = []
         self._datagrams: list[Datagrams] = []
+        self._relays: set[Relay] = set()
         self._over = False
         for port, sock in opened:
             if port.protocol == "udp":
@@ -77,7 +84,9 @@ class Forwarder:
                 self._listen(sock, port.container)
 
     def serve(self, until: Sequence[int]) -> None:
-        """Forward until one of the descriptors `until` has an event or hangs up."""
+        """Forward until one of the descriptors `until` has an event or hangs up; then close all
+        connections.
+        """
         for descriptor in until:
             self._loop.want(descriptor, select.EPOLLIN, self._stop)
         while not self._over:
@@ -89,6 +98,11 @@ class Forwarder:
             now = time.monotonic()
             for datagrams in self._datagrams:
                 datagrams.expire(now)
+        for relay in list(self._relays):
+            relay.close()
+        for datagrams in self._datagrams:
+            datagrams.expire(math.inf)
+        self._loop.close()
 
     def _stop(self, events: int) -> None:
         self._over = bool(events)
@@ -102,7 +116,7 @@ class Forwarder:
                     self._loop.forget(listener.fileno())
                     self._paused.append(begin)
                 return
-            Relay(self._loop, client, (self._target, number))
+            Relay(self._loop, client, (self._target, number), self._relays)
 
         def begin() -> None:
             self._loop.want(listener.fileno(), select.EPOLLIN, accept)
@@ -113,8 +127,12 @@ class Forwarder:
 class Relay:
     """One TCP connection: bytes in both directions, each end of stream passed on by itself."""
 
-    def __init__(self, loop: Loop, client: socket.socket, target: tuple[str, int]) -> None:
+    def __init__(
+        self, loop: Loop, client: socket.socket, target: tuple[str, int], known: set[Relay]
+    ) -> None:
         self._loop = loop
+        self._known = known
+        known.add(self)
         self._connected = False
         self._ends = [client]
         self._calls: list[Callable[[int], None]] = []
@@ -155,7 +173,7 @@ class Relay:
             self._reset()
             return
         if self._reading == [False, False] and not any(self._waiting):
-            self._close()
+            self.close()
         else:
             self._ask()
 
@@ -191,9 +209,11 @@ class Relay:
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close both ends."""
+        self._known.discard(self)
         for end in self._ends:
             self._loop.forget(end.fileno())
             end.close()
