@@ -202,7 +202,7 @@ def test_limits(engine: Engine, maker: Maker) -> None:
     ulimit -n; ulimit -H -n
     """
     limits = ResourceLimits(memory=64 << 20, pids=33, cpus=0.5, nofile=77)
-    group = f"/pytest-sandbox-tests/{os.urandom(4).hex()}"
+    group = f"/pytest-sandbox-tests-{os.urandom(4).hex()}"
     done = engine.run(maker.make(script, limits=limits, cgroups_path=group))
     assert done.stdout.split()[:3] == [str(64 << 20), "33", "50000"]
     assert done.stdout.split()[-2:] == ["77", "77"]
