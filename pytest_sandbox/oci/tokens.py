@@ -68,7 +68,8 @@ class Authority:
         self._realms = [realm.rstrip("/") for realm in realms]
         self._bounds = bounds
         self._stall = stall
-        self._lock = threading.Lock()
+        # RLock: what goes wrong while a token is fetched asks for the secrets to mask
+        self._lock = threading.RLock()
         self._tokens: dict[tuple[str, ...], _Token] = {}
         self._basic = ""
         self._withheld = ""
