@@ -338,8 +338,11 @@ def _private_tun() -> None:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
         linux.mount("tmpfs", tap.TUN.parent, "tmpfs", linux.MS_NOSUID, "mode=0755,size=64k")
-        os.mknod(tap.TUN, 0o020666, tap.DEVICE)
-        tap.TUN.chmod(0o666)
+        try:
+            os.mknod(tap.TUN, 0o020666, tap.DEVICE)
+            tap.TUN.chmod(0o666)
+        except OSError:  # root of a user namespace: the host's node stays in sight
+            linux.umount(tap.TUN.parent, linux.MNT_DETACH)
 
 
 def _drop_everything() -> None:
