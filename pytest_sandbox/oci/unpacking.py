@@ -318,27 +318,49 @@ class _Run:
         return told
 
     def _apply(self, task: _Task, stream: int, pending: Path) -> dict[str, Any]:
-        args: dict[str, Any] = {
-            "layer": f"{self._name}, layer {task.number + 1}",
-            "diff_id": task.source.diff_id,
-            "bounds": asdict(self._bounds),
-        }
-        with contextlib.ExitStack() as stack:
+        return apply_packed(
+            self._store,
+            stream,
+            pending,
+            [below.key for below in self._tasks[: task.number]],
+            name=f"{self._name}, layer {task.number + 1}",
+            diff_id=task.source.diff_id,
+            bounds=self._bounds,
+        )
 
-            def opened(folder: Path) -> int:
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                stack.callback(os.close, descriptor)
-                return descriptor
 
-            if not task.parent:
-                fds = [stream, opened(pending / "diff")]
-                return self._store.caller.call(f"{_JOBS}:apply_first", args, fds)
-            args["lowers"] = [f"{below.key}/diff" for below in self._tasks[: task.number]]
-            beside = self._work.folder / f"{pending.name}.overlay"
-            beside.mkdir(mode=0o700)
-            folders = [self._store.root / "layers", pending / "diff", beside]
-            fds = [stream, *map(opened, folders)]
-            return self._store.caller.call(f"{_JOBS}:apply_over", args, fds, where="host")
+def apply_packed(
+    store: Store,
+    stream: int,
+    pending: Path,
+    lowers: Sequence[str],
+    *,
+    name: str,
+    diff_id: str,
+    bounds: Bounds = DEFAULT_BOUNDS,
+) -> dict[str, Any]:
+    """Unpack a layer that comes from a descriptor into `pending`/diff (see Layers.begin).
+
+    `lowers` are the keys of the layers below it, lowest first. Gives what layers.jobs.apply gives.
+    Raises InvalidImage, SandboxError.
+    """
+    args: dict[str, Any] = {"layer": name, "diff_id": diff_id, "bounds": asdict(bounds)}
+    with contextlib.ExitStack() as stack:
+
+        def opened(folder: Path) -> int:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        if not lowers:
+            fds = [stream, opened(pending / "diff")]
+            return store.caller.call(f"{_JOBS}:apply_first", args, fds)
+        args["lowers"] = [f"{key}/diff" for key in lowers]
+        beside = pending.with_name(f"{pending.name}.overlay")
+        beside.mkdir(mode=0o700)
+        folders = [store.root / "layers", pending / "diff", beside]
+        fds = [stream, *map(opened, folders)]
+        return store.caller.call(f"{_JOBS}:apply_over", args, fds, where="host")
 
 
 def warm_up(store: Store) -> None:

@@ -59,3 +59,10 @@ def diff(call: Call) -> dict[str, Any]:
     tree, stream = call.fds
     call.fds = [os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree), stream]
     return jobs.diff(call)
+
+
+def digest(call: Call) -> dict[str, Any]:
+    """The digest of the tree fds[0], as snapshots.digests counts it."""
+    from pytest_sandbox.oci.snapshots.digests import tree_digest
+
+    return {"digest": tree_digest(call.fds[0])}

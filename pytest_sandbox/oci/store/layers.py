@@ -172,6 +172,7 @@ class Layers:
         if os.geteuid() == 0:
             os.chown(diff, uid, gid)
         diff.chmod(0o755)
+        os.utime(diff, (0, 0))  # the same each time, where the layer does not list its root
         return folder
 
     def publish(self, pending: Path, layer: Layer) -> Layer:
