@@ -30,9 +30,10 @@ WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_HOSTS: Final = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_LAYERS: Final = frozenset(
+    {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EILSEQ, errno.EMLINK}
 )
+"""The layer's own fault; everything else is the host's."""
 _SHORT: Final = 64
 
 
@@ -120,7 +121,7 @@ class Applier:
 
     def _explain(self, error: OSError) -> SandboxError:
         text = error.strerror or str(error)
-        if error.errno in _HOSTS:
+        if error.errno not in _LAYERS:
             where = f"{self._reader.name}: {os.fsdecode(self._member.name)!r}"
             return SandboxError(
                 f"{where}: {text}",
@@ -306,11 +307,7 @@ class Applier:
     def _link(self, member: Member, folder: Folder, base: bytes) -> None:
         target = self.clean(member.link, "its target")
         parent, _, name = (self._prefix + target).rpartition(b"/")
-        folder.pins += 1
-        try:
-            source = self.folders.walk(parent, make=False)
-        finally:
-            folder.pins -= 1
+        source = self._source(parent, folder)
         if not target or source is None:
             raise self._no_target(member)
         if source is folder and name == base:
@@ -321,6 +318,9 @@ class Applier:
                 self._hard_link(source, name, folder, base)
             except FileExistsError:
                 self._remove(folder, base)
+                source = self._source(parent, folder)  # it may have gone with that
+                if source is None:
+                    raise self._no_target(member) from None
                 self._hard_link(source, name, folder, base)
         except FileNotFoundError:
             raise self._no_target(member) from None
@@ -328,6 +328,14 @@ class Applier:
             msg = f"it is a hard link to {os.fsdecode(member.link)!r}, which is no file"
             raise Refused(msg) from None
         folder.touched = True
+
+    def _source(self, parent: bytes, folder: Folder) -> Folder | None:
+        """The folder that a hard link's target is in, with that of the link kept open."""
+        folder.pins += 1
+        try:
+            return self.folders.walk(parent, make=False)
+        finally:
+            folder.pins -= 1
 
     @staticmethod
     def _hard_link(source: Folder, name: bytes, folder: Folder, base: bytes) -> None:

@@ -24,7 +24,7 @@ class Changed(NamedTuple):
 def changes(upper: int, lower: int, bounds: Bounds) -> Changed:
     """What the upper folder of an overlay changes of the view below it (two open folders).
 
-    A folder counts as changed when its own mode, owner or time is another one. Raises OSError.
+    A folder counts as changed when its own mode or owner is another one. Raises OSError.
     """
     found = Changed([], [], [])
     folders = Folders(lower)
@@ -88,10 +88,10 @@ def _differs(node: Node, old: os.stat_result, folder: Folder | None, name: bytes
     new = node.status
     if new.st_mode != old.st_mode or (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
         return True
+    if node.is_folder or folder is None:
+        return False  # its time is another one whenever something in it is
     if new.st_mtime_ns != old.st_mtime_ns:
         return True
-    if node.is_folder or folder is None:
-        return False
     if new.st_size != old.st_size or new.st_rdev != old.st_rdev:
         return True
     if node.is_link:

@@ -25,9 +25,9 @@ def open_in_root(root: int, path: str | bytes, flags: int, *, follow: bool = Tru
     Raises OSError, with the path.
     """
     path = os.fsencode(path)
-    flags |= os.O_CLOEXEC | os.O_NOCTTY
-    if not flags & os.O_PATH:
-        flags |= os.O_NONBLOCK
+    flags |= os.O_CLOEXEC
+    if not flags & os.O_PATH:  # openat2 refuses it with more than O_DIRECTORY and O_NOFOLLOW
+        flags |= os.O_NONBLOCK | os.O_NOCTTY
     if not follow:
         flags |= os.O_NOFOLLOW
     for _ in range(_TRIES):
