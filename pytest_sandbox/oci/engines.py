@@ -149,7 +149,9 @@ def _packaged(path: Path, name: str, version: str, text: str) -> tuple[str, froz
         gzip.open(log, "rt", encoding="utf-8", errors="replace") as lines,
     ):
         fixed.update(_CVE.findall(lines.read()))
-    return known or version, frozenset(fixed)
+    if not known.startswith(version):
+        return version, frozenset()  # another program has taken the place of the package's
+    return known, frozenset(fixed)
 
 
 def _owners(packages: Path, name: str, path: Path) -> Iterator[str]:

@@ -162,10 +162,13 @@ def _filtered(failure: _Failure) -> bool:
 
 
 def _chroot(failure: _Failure) -> bool:
+    """Mostly no mount is at the root then, or process 1 has another root (if it may be asked)."""
+    mounts = _value(failure.proc / "self/mountinfo").splitlines()
+    rootless = bool(mounts) and not any(line.split()[4] == "/" for line in mounts)
     with contextlib.suppress(OSError):
         outer = (failure.proc / "1/root").stat()
-        return failure.refused and not os.path.samestat(outer, Path("/").stat())
-    return False
+        rootless |= not os.path.samestat(outer, Path("/").stat())
+    return failure.refused and rootless
 
 
 def _missing(failure: _Failure) -> bool:

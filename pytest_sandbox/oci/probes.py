@@ -175,7 +175,9 @@ class _Look:
         try:
             choice = choose(self._store, wanted, fresh=self._fresh)
         except SandboxError as wrong:
-            problem = "no-snapshotter" if wanted == "auto" else f"no-{wanted}"
+            problem = getattr(wrong, "problem", "") or (
+                "no-snapshotter" if wanted == "auto" else f"no-{wanted}"
+            )
             self._add(Finding(problem, False, wrong.what, wrong.next_step, fatal=True))
         else:
             self._add(*choice.findings(), snapshotter=choice.name)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci.findings import Finding
-from pytest_sandbox.oci.snapshots.base import ALL, NAMES, SnapshotterFailed, find_snapshotter
+from pytest_sandbox.oci.snapshots.base import ALL, NAMES, find_snapshotter
+from pytest_sandbox.oci.snapshots.trial import TrialFailed
 from pytest_sandbox.oci.store.files import read_json, write_json
 from pytest_sandbox.oci.store.owners import boot_id
 
@@ -82,7 +83,7 @@ _NEXT: Final = {
 def choose(store: Store, wanted: str = "auto", *, fresh: bool = False) -> Choice:
     """The snapshotter of `store`: `wanted`, or the first of NAMES that works.
 
-    `fresh` tries again, whatever was found before. Raises SnapshotterFailed, UsageError.
+    `fresh` tries again, whatever was found before. Raises TrialFailed, UsageError.
     """
     key = _key(store, wanted)
     kept = None if fresh else read_json(store.root / FILE)
@@ -101,7 +102,8 @@ def choose(store: Store, wanted: str = "auto", *, fresh: bool = False) -> Choice
             return choice
     last = attempts[-1]
     msg = "no root file system can be made: " + Choice("", tuple(attempts)).reason
-    raise SnapshotterFailed(msg, next_step=last.next_step or _NEXT.get(last.name, ""))
+    step = last.next_step or _NEXT.get(last.name, "")
+    raise TrialFailed(msg, problem=last.problem, next_step=step)
 
 
 def try_out(store: Store, name: str) -> Attempt:
