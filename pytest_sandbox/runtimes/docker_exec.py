@@ -88,12 +88,8 @@ class ExecCommand:
         start = "unset PWD OLDPWD SHLVL;exec"
         if facts.kind != "plain" and facts.env:
             start = f"exec {facts.env} -u PWD -u OLDPWD -u SHLVL -u _"
-        if any("\udc80" <= ch <= "\udcff" for word in argv for ch in word):
-            # JSON cannot carry these bytes: the shell makes them.
-            words = b" ".join(shell.quote(shell.to_bytes(word)) for word in argv)
-            octal = "".join(f"\\{byte:03o}" for byte in words)
-            end = " 2>&1" if job.merge else ""
-            return ["/bin/sh", "-c", f"eval \"{start} $(printf '{octal}'){end}\""]
+        if shell.has_odd_bytes(argv):
+            return shell.spelled(argv, start, " 2>&1" if job.merge else "")
         if job.merge:
             return ["/bin/sh", "-c", f'{start} "$@" 2>&1', "sh", *argv]
         return argv

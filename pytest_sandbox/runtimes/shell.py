@@ -157,6 +157,18 @@ def greet_worker() -> bytes:
     return _TRAP + b";unset _pm _pp _pk _pv _ps;read -r _pk _pv </proc/self/stat;echo hello $_pk\n"
 
 
+def has_odd_bytes(argv: Sequence[str]) -> bool:
+    """Whether a word holds bytes that are no UTF-8: JSON cannot carry them."""
+    return any("\udc80" <= ch <= "\udcff" for word in argv for ch in word)
+
+
+def spelled(argv: Sequence[str], start: str = "exec", end: str = "") -> list[str]:
+    """A command whose words the shell itself makes, byte by byte."""
+    words = b" ".join(quote(to_bytes(word)) for word in argv)
+    octal = "".join(f"\\{byte:03o}" for byte in words)
+    return ["/bin/sh", "-c", f"eval \"{start} $(printf '{octal}'){end}\""]
+
+
 def fits_fast_path(argv: Sequence[str], env: Mapping[str, str], facts: Facts) -> bool:
     """Whether the worker's shell can start this just as the engine would; else a real exec does."""
     if not argv[0] or argv[0].startswith("-") or "=" in argv[0]:

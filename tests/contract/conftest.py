@@ -43,7 +43,7 @@ def missing(reason: str) -> None:
 
 
 @pytest.fixture(scope="session", params=list(RUNTIMES))
-def runtime(request: pytest.FixtureRequest) -> Iterator[DockerRuntime]:
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """A connected runtime; everything of it is swept at the end."""
     found = RUNTIMES[request.param]()
     try:
@@ -56,12 +56,12 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[DockerRuntime]:
 
 
 @pytest.fixture(scope="session")
-def target(runtime: DockerRuntime) -> Target:
+def target(runtime: Runtime) -> Target:
     return Target("linux", runtime.info().arches[0], "debian")
 
 
 @pytest.fixture(scope="session")
-def image(runtime: DockerRuntime, target: Target) -> str:
+def image(runtime: Runtime, target: Target) -> str:
     name = os.environ.get("PYTEST_SANDBOX_TEST_IMAGE")
     if name is None:
         from pytest_sandbox.images.families import load_families
@@ -91,9 +91,7 @@ def spec(image: str, target: Target) -> Callable[..., SandboxSpec]:
 
 
 @pytest.fixture
-def start(
-    runtime: DockerRuntime, spec: Callable[..., SandboxSpec]
-) -> Iterator[Callable[..., System]]:
+def start(runtime: Runtime, spec: Callable[..., SandboxSpec]) -> Iterator[Callable[..., System]]:
     """Start sandboxes of one's own; they are closed after the test."""
     systems: list[System] = []
 
@@ -107,7 +105,7 @@ def start(
 
 
 @pytest.fixture(scope="session")
-def system(runtime: DockerRuntime, spec: Callable[..., SandboxSpec]) -> Iterator[System]:
+def system(runtime: Runtime, spec: Callable[..., SandboxSpec]) -> Iterator[System]:
     """One sandbox for all tests that leave it usable."""
     found = runtime.start(
         spec(env={"FROM_SPEC": "a b"}, timeout=900.0, pids=200), current_owner(RUN)

@@ -114,7 +114,7 @@ def _below(store: Store, marked: set[str]) -> set[str]:
     """The layers that marked ones stand on."""
     found: set[str] = set()
     for key in marked:
-        at = key
+        at = "" if ":" in key else key  # a digest stands on nothing
         while at and (layer := store.layers.record(at)) is not None:
             at = layer.parent
             if at in marked or at in found:

@@ -9,6 +9,7 @@ import threading
 import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
 from pytest_sandbox.runtimes.oci import leavings, weak
 from pytest_sandbox.runtimes.oci.exec_command import OciExec
@@ -131,7 +132,7 @@ class OciContainer:
             "pid": self.pid,
             "engine": self.order.engine,
             "rootless": self.order.rootless,
-            "argv": list(job.argv),
+            "argv": shell.spelled(job.argv) if shell.has_odd_bytes(job.argv) else list(job.argv),
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": job.cwd,
             "user": job.user,

@@ -7,9 +7,9 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import MissingDirectory
+from pytest_sandbox.errors import MissingDirectory, UnknownUser
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.spec.capabilities import capabilities
 from pytest_sandbox.oci.spec.users import resolve_user
@@ -25,6 +25,9 @@ from pytest_sandbox.runtimes.oci.programs import find_program
 if TYPE_CHECKING:
     from pytest_sandbox.oci.supervisor import Call
 
+_GONE: Final = 137
+"""The status of a command whose sandbox ended under it."""
+
 
 def run(call: Call) -> dict[str, Any]:
     """Start a command in the sandbox `id`, whose first process is `pid`.
@@ -33,11 +36,14 @@ def run(call: Call) -> dict[str, Any]:
     `tty`, `no_new_privileges`, `nofile`; fds: stdin, stdout, stderr (not with `tty`: then the
     terminal is said as `console`).
 
-    Gives `status` 126 or 127 for a command that cannot be started, or `pid`: it is watched with the
+    Gives `status` 126 or 127 for a command that cannot be started (137: the sandbox is gone), or `pid`: it is watched with the
     caller's channel. Raises UnknownUser, MissingDirectory, RuntimeUnavailable.
     """
     args = call.args
-    root = os.open(f"/proc/{args['pid']}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        root = os.open(f"/proc/{args['pid']}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {"status": _GONE}
     found = call.mapped(lambda: _look(root, args))
     if found["status"]:
         return {"status": found["status"]}
@@ -65,7 +71,9 @@ def run(call: Call) -> dict[str, Any]:
             with end:
                 _, fds, _, _ = socket.recv_fds(end, 4096, 1)
             call.send({"console": True}, fds)
-    except EngineRefused as refused:
+    except (EngineRefused, FileNotFoundError) as refused:
+        if not _lives(args["pid"]) or isinstance(refused, FileNotFoundError):
+            return {"status": _GONE}
         status = exec_status(refused.text)
         if status is None:
             raise start_error(refused) from None
@@ -78,8 +86,20 @@ def run(call: Call) -> dict[str, Any]:
     return {"status": 0, "pid": pid}
 
 
+def _lives(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
 def _look(root: int, args: dict[str, Any]) -> dict[str, Any]:
-    user = resolve_user(root, args["user"])
+    try:
+        user = resolve_user(root, args["user"])
+    except UnknownUser as wrong:
+        msg = f"user {args['user']!r} is unknown in the sandbox: {wrong.what}"
+        raise UnknownUser(msg, next_step=wrong.next_step) from None
     cwd = args["cwd"] or "/"
     try:
         flags = os.O_PATH | os.O_DIRECTORY

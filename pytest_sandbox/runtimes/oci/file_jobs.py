@@ -7,6 +7,7 @@ root of the sandboxes' ids.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat as stat_module
 from pathlib import Path
@@ -81,9 +82,16 @@ def copy(call: Call) -> dict[str, Any]:
 
     Copies the tree (as reflinks where the file system can) without those.
     """
+    from pytest_sandbox.oci.snapshots.overlay import empty
     from pytest_sandbox.oci.snapshots.trees import copy_tree
 
-    copy_tree(call.fds[0], call.fds[1], "reflink")
+    try:
+        copy_tree(call.fds[0], call.fds[1], "reflink")
+    except OSError as wrong:
+        if wrong.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL}:
+            raise
+        empty(call.fds[1])
+        copy_tree(call.fds[0], call.fds[1], "copy")
     for path in reversed(call.args["created"]):
         parent, _, name = path.strip("/").rpartition("/")
         with contextlib.suppress(OSError):

@@ -135,7 +135,8 @@ class _Launch:
             "folder": order.folder,
             "rootless": order.rootless,
             "cgroups_base": order.cgroups_base,
-            "snapshotter": order.snapshotter,
+            "files": list(order.notes),
+            "keep": order.keep,
         }
 
     def undo(self) -> None:
@@ -245,12 +246,12 @@ class _Launch:
         etc_files.write_files(etc, texts, owner)
         binds = etc_files.account_binds(str(etc), prepared.missing)
         if order.init:
-            binds.append(Bind(order.init, INIT, folder=False))
+            binds.append(Bind.of(order.init, INIT))
         if order.hold and not told["shell"]:
             program = self._place / "hold"
             program.write_bytes(hold.program(self._config.architecture or "amd64"))
             program.chmod(0o755)
-            binds.append(Bind(str(program), HOLD, folder=False))
+            binds.append(Bind.of(program, HOLD))
         return binds
 
     # --- the spec ---------------------------------------------------------------------------
@@ -353,12 +354,19 @@ class _Launch:
 def clear(call: Call) -> dict[str, Any]:
     """After a sandbox's end: read what it used, remove what is left of it, then its files.
 
-    Says `cleared` with its Usage as soon as nothing but files of the store is left.
+    Says `cleared` with its Usage as soon as nothing is left but files in the store's trash.
     """
     args = call.args
     usage = clear_away(call.room, args)
+    folder = Path(args["folder"])
+    aside = folder.parent.parent / "trash" / folder.name
+    if not args["keep"]:
+        with contextlib.suppress(OSError):
+            folder.rename(aside)
+    for note in args["files"]:
+        Path(note).unlink(missing_ok=True)
     call.send({"cleared": usage})
-    shutil.rmtree(args["folder"], ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
     return usage
 
 

@@ -73,7 +73,8 @@ def _collect(runtime: OciRuntime, goes: Callable[[Owner, float], bool]) -> int:
     count = 0
     for name, owner, created in sandboxes(runtime.store.root):
         if goes(owner, created):
-            clear(runtime, name)
+            if not runtime.close_one(name):
+                clear(runtime, name)
             count += 1
     gone = []
     for image in runtime.store.images():

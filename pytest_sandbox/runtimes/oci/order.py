@@ -71,6 +71,10 @@ class Order:
     """The main process is the control shell, or the hold program in an image without one."""
     check: bool = False
     """Look for the command before the start: 126 and 127 are no errors of the engine."""
+    notes: tuple[str, ...] = ()
+    """Files that say whose the sandbox is and what it uses: removed when nothing of it is left."""
+    keep: bool = False
+    """Its folder stays when it has ended: somebody wants its upper folder."""
     upper: str = ""
     """An upper folder that is there already: the sandbox goes on where it ended."""
 
@@ -89,6 +93,6 @@ class Order:
             fields["entrypoint"] = tuple(fields["entrypoint"])
         for name in ("uids", "gids"):
             fields[name] = tuple(tuple(entry) for entry in fields[name])
-        for name in ("layers", "argv", "env", "ports"):
+        for name in ("layers", "argv", "env", "ports", "notes"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

@@ -37,9 +37,37 @@ def _look(root: int, path: str, uid: int) -> int:
         return 126 if wrong.errno in {errno.EACCES, errno.ELOOP} else 127
     try:
         found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return 126
+        bits = 0o111 if uid in {0, found.st_uid} else 0o011
+        if not found.st_mode & bits:
+            return 126
+        return _look_inside(root, descriptor)
     finally:
         os.close(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+
+
+def _kind(start: bytes) -> int:
+    return int.from_bytes(start[16:18], "little" if start[5] == 1 else "big")
+
+
+def _look_inside(root: int, descriptor: int) -> int:
+    """What the kernel would say of a program's first bytes (execve(2), ENOEXEC)."""
+    try:
+        with open(f"/proc/self/fd/{descriptor}", "rb") as file:  # noqa: PTH123
+            start = file.read(256)
+    except OSError:
+        return 0  # the kernel may read what we may not
+    if start[:4] == b"\x7fELF":
+        # Class, and a type that can be run (elf(5)); whether the machine fits, the kernel knows.
+        return 0 if len(start) >= 52 and start[4] in {1, 2} and _kind(start) in {2, 3} else 126
+    if start[:2] != b"#!":
         return 126
-    bits = 0o111 if uid == 0 else (0o111 if uid == found.st_uid else 0o011)
-    return 0 if found.st_mode & bits else 126
+    words = start[2:].partition(b"\n")[0].split()
+    if not words:
+        return 126
+    try:
+        os.close(linux.openat2(root, words[0], os.O_PATH, resolve=linux.RESOLVE_IN_ROOT))
+    except OSError:
+        return 127
+    return 0

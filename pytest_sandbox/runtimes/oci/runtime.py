@@ -234,6 +234,10 @@ class OciRuntime:
                 weak=machine.weak,
             ),
             hold=True,
+            notes=(
+                str(self._root / "owners" / name),
+                str(self._root / "uses" / f"{name}.json"),
+            ),
         )
 
     def _start(
@@ -328,17 +332,16 @@ class OciRuntime:
 
     # --- what is left -----------------------------------------------------------------------
 
-    def sweep(self, run: str) -> int:
+    def close_one(self, name: str) -> bool:
+        """Close the sandbox of that name; False where it is none of this process."""
         with self._lock:
-            systems = list(self._systems)
-        count = 0
-        for system in systems:
-            engine = system.engine
-            found = leavings.owner_of(self._root, engine.id)
-            if found is not None and found[0].run == run:
-                system.close()
-                count += 1
-        return count + leavings.sweep(self, run)
+            found = next((system for system in self._systems if system.id == name), None)
+        if found is not None:
+            found.close()
+        return found is not None
+
+    def sweep(self, run: str) -> int:
+        return leavings.sweep(self, run)
 
     def reap(self, is_dead: Callable[[Owner, float], bool]) -> int:
         return leavings.reap(self, is_dead)
