@@ -51,6 +51,18 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     next_step: str = ""
 
 
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that sandboxes without a daemon need, tried. `id` is stable; `fatal` ones keep
+    them from running.
+    """
+
+    id: str
+    ok: bool
+    what: str
+    next_step: str = ""
+    fatal: bool = False
+
+
 class BaseState(msgspec.Struct, frozen=True, kw_only=True):
     """A family's base on the engine that a run would use."""
 
@@ -74,6 +86,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
     usable: bool
     engines: list[Engine]
+    oci: list[Probe]
+    """What runs sandboxes without a daemon (runc or crun), on Linux."""
     bases: list[BaseState]
     host: str
     bootstrap_tool: str
@@ -93,7 +107,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 def command(*, as_json: bool, **options: object) -> None:
     """Look for engines, bases, proxies and certificates; name what is missing and one next step.
 
-    Exits with 0 where an engine can be used, else with 1. Nothing is changed.
+    Exits with 0 where an engine can be used, else with 1. Nothing is changed but for a note of
+    what works in the store of images.
     """
     from pytest_sandbox.cli.configuration import cli_settings, families_of
 
@@ -110,7 +125,7 @@ def command(*, as_json: bool, **options: object) -> None:
 def diagnose(
     environ: Mapping[str, str], families: Mapping[str, Family], runtime: str = "auto"
 ) -> Diagnosis:
-    """Look at everything; only engines are asked, and nothing is changed."""
+    """Look at everything: engines are asked, what works without one is tried."""
     from pytest_sandbox.provision.bootstrap import bootstrap_tool, emulation_problem
     from pytest_sandbox.provision.certificates import extra_certificates
     from pytest_sandbox.provision.proxies import proxy_environment
@@ -142,6 +157,7 @@ def diagnose(
     return Diagnosis(
         usable=chosen is not None,
         engines=engines,
+        oci=_oci(environ),
         bases=bases,
         host=f"linux/{host_arch()}/{host_family() or 'unknown'}",
         bootstrap_tool=tool,
@@ -169,6 +185,14 @@ def report(found: Diagnosis) -> list[str]:
             f"{engine.cpus} CPUs, {engine.memory / 1e9:.1f} GB, {engine.storage}, {limit}"
         )
         lines += [f"       note: {note}" for note in engine.notes]
+    if found.oci:
+        lines += ["", "Without a daemon:"]
+    for probe in found.oci:
+        mark = "yes" if probe.ok else "no " if probe.fatal else "-  "
+        lines.append(f"  {mark}  {probe.what}")
+        if not probe.ok:
+            step = f"; next: {probe.next_step}" if probe.next_step else ""
+            lines.append(f"       {probe.id}{step}")
     if found.bases:
         lines += ["", "Bases:"]
     for base in found.bases:
@@ -203,6 +227,30 @@ def _start_an_engine(environ: Mapping[str, str]) -> str:
     if shutil.which("podman", path=path):
         return "start Podman's socket: systemctl --user enable --now podman.socket"
     return _INSTALL.get(host_family(), "")
+
+
+def _oci(environ: Mapping[str, str]) -> list[Probe]:
+    """The probes of sandboxes without a daemon, all of them tried anew."""
+    if not sys.platform.startswith("linux"):
+        return []
+    from pytest_sandbox.folders import data_folder
+    from pytest_sandbox.oci.ids import find_ids
+    from pytest_sandbox.oci.probes import probe_all
+    from pytest_sandbox.oci.store import Store
+    from pytest_sandbox.oci.supervisor import Supervisor
+
+    supervisor = Supervisor(find_ids)
+    try:
+        store = Store(data_folder(environ) / "oci", supervisor)
+        host = probe_all(store, environ=environ, fresh=True, thorough=True)
+    except SandboxError as wrong:
+        return [Probe(id="store", ok=False, what=wrong.what, next_step=wrong.next_step, fatal=True)]
+    finally:
+        supervisor.close()
+    return [
+        Probe(id=one.id, ok=one.ok, what=one.what, next_step=one.next_step, fatal=one.fatal)
+        for one in host.findings
+    ]
 
 
 def _engine(one: Candidate) -> Engine:

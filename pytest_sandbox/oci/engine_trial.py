@@ -92,8 +92,8 @@ class EngineTrial:
         if self.failed:
             what = f"{name} ({engine.path}) cannot run a container here: {self.failed}"
             return Finding(self.problem, False, what, self.next_step, fatal=True)
-        limits = ", ".join(sorted(self.limits)) or "nothing"
-        return Finding("engine", True, f"{name} ({engine.path}) runs containers, limits {limits}")
+        limits = f"limits {', '.join(sorted(self.limits))}" if self.limits else "sets no limits"
+        return Finding("engine", True, f"{name} ({engine.path}) runs containers, {limits}")
 
 
 def try_engine(engine: Engine, init: Init, ids: IdSpace, access: Access) -> EngineTrial:

@@ -79,8 +79,11 @@ def probe_namespaces(ids: IdSpace) -> Finding:
                 child.stdin.flush()
             last = _read(child.stdout.readline())
             if "done" in last:
-                size = f"{ids.size} ids from {ids.source}"
-                return Finding("userns", True, f"user namespaces work, with {size}")
+                first_id = ids.uids[-1].outside
+                what = (
+                    f"user namespaces work, with {ids.size} ids from {first_id} on ({ids.source})"
+                )
+                return Finding("userns", True, what)
             return explain(last)
         finally:
             child.kill()

@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.oci.cgroup_access import Access, try_cgroups
+from pytest_sandbox.oci.cgroup_access import LIMITS, Access, try_cgroups
+from pytest_sandbox.oci.cgroups import find_cgroups
 from pytest_sandbox.oci.engine_trial import try_engine
-from pytest_sandbox.oci.engines import NAMES, find_engine, find_init, find_program
+from pytest_sandbox.oci.engines import (
+    NAMES,
+    Engine,
+    Init,
+    find_engine,
+    find_init,
+    find_program,
+)
 from pytest_sandbox.oci.findings import Finding, Lacking
 from pytest_sandbox.oci.ids import IdSpace, NoIds
 from pytest_sandbox.oci.probe_namespaces import inside_container, lacking, probe_namespaces
@@ -22,15 +30,15 @@ from pytest_sandbox.oci.probe_network import probe_network
 from pytest_sandbox.oci.snapshots.choose import choose
 from pytest_sandbox.oci.store.files import read_json, write_json
 from pytest_sandbox.oci.store.owners import boot_id
+from pytest_sandbox.oci.versions import parse_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_sandbox.oci.engines import Engine, Init
     from pytest_sandbox.oci.store import Store
 
 FILE: Final = "host.json"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _PROGRAMS: Final = (*NAMES, "tini-static", "docker-init", "tini", "newuidmap", "newgidmap")
 _MORE_PROGRAMS: Final = ("slirp4netns", "pasta", "fuse-overlayfs")
 
@@ -47,17 +55,46 @@ class Host:
     engine_name: str = ""
     engine_version: str = ""
     init: str = ""
+    init_version: str = ""
     cgroups: str = ""
     cgroups_base: str = ""
     limits: tuple[str, ...] = ()
     snapshotter: str = ""
     network: bool = False
+    backported: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     @property
     def usable(self) -> bool:
         """Can sandboxes run at all?"""
         return why_not(self.findings) is None
+
+    def tools(self) -> tuple[Engine, Init, Access]:
+        """Engine, init and control groups as they were found; nothing is run or tried again.
+
+        Raises Lacking where sandboxes cannot run.
+        """
+        if stopped := why_not(self.findings):
+            raise Lacking(stopped.what, problem=stopped.id, next_step=stopped.next_step)
+        version = parse_version(self.engine_version)
+        assert version is not None
+        engine = Engine(
+            self.engine_name,
+            Path(self.engine),
+            version,
+            self.engine_version,
+            frozenset(self.backported),
+        )
+        wrong = next((one for one in self.findings if one.id.startswith("cgroup-")), None)
+        access = Access(
+            find_cgroups().below(self.cgroups_base),
+            frozenset(self.limits),
+            tuple(one for one in LIMITS if one not in self.limits),
+            wrong.id if wrong else "",
+            wrong.what if wrong else "",
+            wrong.next_step if wrong else "",
+        )
+        return engine, Init(Path(self.init), self.init_version), access
 
 
 def why_not(findings: Sequence[Finding]) -> Finding | None:
@@ -141,12 +178,13 @@ class _Look:
                 engine=str(found.path),
                 engine_name=found.name,
                 engine_version=found.text,
+                backported=tuple(sorted(found.backported)),
             )
         except Lacking as wrong:
             self._add(wrong.finding)
         try:
             self._init = find_init(init, self._environ)
-            self._add(init=str(self._init.path))
+            self._add(init=str(self._init.path), init_version=self._init.text)
         except Lacking as wrong:
             self._add(wrong.finding)
 
@@ -225,7 +263,8 @@ def _kept(file: Path, key: dict[str, Any]) -> Host | None:
     try:
         told = dict(found["host"])
         told["findings"] = tuple(Finding(**one) for one in told["findings"])
-        told["limits"] = tuple(told["limits"])
+        for name in ("limits", "backported"):
+            told[name] = tuple(told[name])
         return Host(**told)
     except (KeyError, TypeError):
         return None

@@ -8,8 +8,13 @@ import shutil
 
 import pytest
 
+from pytest_sandbox.oci import probes
+from pytest_sandbox.oci.cgroup_access import LIMITS
 from pytest_sandbox.oci.engines import find_engine, find_init
 from pytest_sandbox.oci.findings import Lacking
+from pytest_sandbox.oci.ids import find_ids
+from pytest_sandbox.oci.store import Store
+from pytest_sandbox.oci.supervisor import Supervisor
 from tests.oci.hosts import Hosts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="hosts are made by root")
@@ -79,6 +84,25 @@ do
     fi
 done
 """
+
+
+def test_what_was_found_serves_without_trying_again(tmp_path, monkeypatch):
+    supervisor = Supervisor(find_ids)
+    store = Store(tmp_path / "store", supervisor)
+    try:
+        first = probes.probe_all(store)
+    finally:
+        supervisor.close()
+    for name in ("find_engine", "find_init", "try_cgroups", "try_engine", "choose"):
+        monkeypatch.setattr(probes, name, None)
+    engine, init, access = probes.probe_all(store).tools()
+    assert (engine, init) == (find_engine(), find_init())
+    assert access.usable == set(first.limits)
+    assert set(access.lacking) == set(LIMITS) - access.usable
+    with pytest.raises(Lacking, match="too bad") as wrong:
+        probes.Host(findings=(probes.Finding("no-x", False, "too bad", "y", fatal=True),)).tools()
+    assert wrong.value.problem == "no-x"
+
 
 CASES = {
     # id: (user, what makes the host so, options, words of the remedy)
