@@ -102,6 +102,21 @@ class Supervisor:
         self.room = ""
         self.pid = 0
 
+    @classmethod
+    def connected(cls, end: socket.socket) -> Supervisor:
+        """Another process's supervisor, through a socket of its listener. Closing does not end it.
+
+        Its ids are not known here.
+        """
+
+        def unknown() -> IdSpace:
+            msg = "the ids of another process's supervisor"
+            raise NoIds(msg, problem="not-ours", next_step="ask the process that started it")
+
+        found = cls(unknown, lasting=True)
+        found._socket, found._owner = end, os.getpid()
+        return found
+
     @property
     def ids(self) -> IdSpace:
         """The ids that its jobs and sandboxes have. Raises NoIds."""

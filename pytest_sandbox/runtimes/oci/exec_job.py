@@ -33,11 +33,12 @@ def run(call: Call) -> dict[str, Any]:
     """Start a command in the sandbox `id`, whose first process is `pid`.
 
     args: `id`, `pid`, `engine`, `rootless`, `argv`, `env` (NAME=VALUE texts, whole), `cwd`, `user`,
-    `tty`, `no_new_privileges`, `nofile`; fds: stdin, stdout, stderr (not with `tty`: then the
-    terminal is said as `console`).
+    `tty` (with `size`, its rows and columns), `no_new_privileges`, `nofile`; fds: stdin, stdout,
+    stderr (not with `tty`: then the terminal is said as `console`).
 
-    Gives `status` 126 or 127 for a command that cannot be started (137: the sandbox is gone), or `pid`: it is watched with the
-    caller's channel. Raises UnknownUser, MissingDirectory, RuntimeUnavailable.
+    Gives `status` 126 or 127 for a command that cannot be started (137: the sandbox is gone), or
+    `pid`: it is watched with the caller's channel. Raises UnknownUser, MissingDirectory,
+    RuntimeUnavailable.
     """
     args = call.args
     try:
@@ -119,7 +120,10 @@ def _process(args: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
     if not any(entry.startswith("HOME=") and entry != "HOME=" for entry in env) or args["user"]:
         env = [entry for entry in env if not entry.startswith("HOME=")]
         env.append(f"HOME={user['home']}")
+    rows, columns = args.get("size") or (0, 0)
+    size = {"consoleSize": {"height": rows, "width": columns}} if rows and columns else {}
     return {
+        **size,
         "terminal": args["tty"],
         "user": {
             "uid": user["uid"],

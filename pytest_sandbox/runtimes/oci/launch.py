@@ -21,6 +21,7 @@ from pytest_sandbox.oci import cgroup_usage, cgroups, etc_files, linux
 from pytest_sandbox.oci.config import parse_image_config
 from pytest_sandbox.oci.ids import Range
 from pytest_sandbox.oci.snapshots.base import find_snapshotter
+from pytest_sandbox.oci.spec import process
 from pytest_sandbox.oci.spec.generate import Overrides, generate
 from pytest_sandbox.oci.spec.mounts import Bind
 from pytest_sandbox.oci.spec.resources import ResourceLimits
@@ -30,6 +31,7 @@ from pytest_sandbox.runtimes.oci import weak
 from pytest_sandbox.runtimes.oci.engine_cli import (
     EngineCli,
     EngineRefused,
+    exec_status,
     make_states,
     start_error,
 )
@@ -57,10 +59,14 @@ def start(call: Call) -> dict[str, Any]:
     Says `console` with the terminal's descriptor where there is one. Gives `pid`, `env`, `created`
     (paths that were made for mounts), `shell` (the image has one), `ports`, `notes`. The process
     is watched with the caller's channel; at its end `clear` gives the Usage of its cgroup.
+    Where the order asks for a check, `refused` alone is 126 or 127: nothing was started.
     """
     launch = _Launch(call, Order.read(call.args))
     try:
-        return launch.run()
+        told = launch.run()
+        if "refused" in told:
+            launch.undo()
+        return told
     except BaseException:
         launch.undo()
         raise
@@ -97,7 +103,12 @@ class _Launch:
         )
         told = call.mapped(lambda: self._look(request))
         prepared = Prepared.from_json(told["prepared"])
+        if told["refused"]:
+            return {"refused": told["refused"], "program": told["program"]}
         spec = self._spec(prepared, binds, etc, told)
+        if order.tty and all(order.size):
+            rows, columns = order.size
+            spec["process"]["consoleSize"] = {"height": rows, "width": columns}
         (self._place / "config.json").write_text(json.dumps(spec), encoding="utf-8")
         pid = self._create()
         companions: list[int] = []
@@ -116,7 +127,10 @@ class _Launch:
         try:
             self._cli.run(["start", order.id], log=self._log, what="start the sandbox")
         except EngineRefused as refused:
-            raise start_error(refused) from None
+            status = exec_status(refused.text) if order.check else None
+            if status is None:
+                raise start_error(refused) from None
+            return {"refused": status, "program": told["program"]}
         return {
             "pid": pid,
             "env": spec["process"]["env"],
@@ -137,6 +151,8 @@ class _Launch:
             "cgroups_base": order.cgroups_base,
             "files": list(order.notes),
             "keep": order.keep,
+            "record": order.record,
+            "remove": order.remove,
         }
 
     def undo(self) -> None:
@@ -183,7 +199,21 @@ class _Launch:
         prepared = prepare_root(root, request)
         told: dict[str, Any] = {"prepared": prepared.to_json()}
         told["shell"] = find_program(root, _SHELL, "", prepared.user.uid) == 0
+        told["refused"], told["program"] = 0, ""
+        if self._order.check:
+            told["refused"], told["program"] = self._check(root, prepared)
         return told
+
+    def _check(self, root: int, prepared: Prepared) -> tuple[int, str]:
+        """126 or 127 for a command that cannot be run, else 0; and its name."""
+        order = self._order
+        name = process.arguments(self._config, order.argv, order.entrypoint)[0]
+        env = process.environment(self._config, order.env)
+        path = next((entry[5:] for entry in env if entry.startswith("PATH=")), "")
+        cwd = process.working_dir(self._config, order.cwd)
+        if order.mounts:
+            return 0, name  # it may be in one of them: the init, or the engine, will say
+        return find_program(root, name, path, prepared.user.uid, cwd), name
 
     # --- mounts -----------------------------------------------------------------------------
 
@@ -345,8 +375,11 @@ class _Launch:
         from pytest_sandbox.runtimes.oci import network
 
         attached = network.attach(pid, self._order.ports)
-        text = self._place / "etc" / "resolv.conf"
-        text.write_text(attached.resolv_conf, encoding="utf-8")
+        etc = self._place / "etc"
+        # In place: the files are bound already.
+        (etc / "resolv.conf").write_text(attached.resolv_conf, encoding="utf-8")
+        hosts = etc_files.hosts_text(self._order.hostname, attached.address)
+        (etc / "hosts").write_text(hosts, encoding="utf-8")
         self._notes += attached.notes
         return list(attached.pids), [str(port) for port in attached.ports]
 
@@ -367,6 +400,10 @@ def clear(call: Call) -> dict[str, Any]:
         Path(note).unlink(missing_ok=True)
     call.send({"cleared": usage})
     shutil.rmtree(aside, ignore_errors=True)
+    if args["record"]:
+        from pytest_sandbox.runtimes.oci.containers import ending
+
+        ending.tell(Path(args["record"]), args["status"], usage, remove=args["remove"])
     return usage
 
 

@@ -75,6 +75,12 @@ class Order:
     """Files that say whose the sandbox is and what it uses: removed when nothing of it is left."""
     keep: bool = False
     """Its folder stays when it has ended: somebody wants its upper folder."""
+    size: tuple[int, int] = (0, 0)
+    """Rows and columns of its terminal."""
+    record: str = ""
+    """The folder of its record (see containers/): its end is told there."""
+    remove: bool = False
+    """The record goes at the end, too."""
     upper: str = ""
     """An upper folder that is there already: the sandbox goes on where it ended."""
 
@@ -93,6 +99,6 @@ class Order:
             fields["entrypoint"] = tuple(fields["entrypoint"])
         for name in ("uids", "gids"):
             fields[name] = tuple(tuple(entry) for entry in fields[name])
-        for name in ("layers", "argv", "env", "ports", "notes"):
+        for name in ("layers", "argv", "env", "ports", "notes", "size"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

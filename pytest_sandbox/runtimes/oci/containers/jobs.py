@@ -1,0 +1,74 @@
+"""Jobs of a sandbox's supervisor that other processes ask for: signals, stopping, the time limit.
+
+The supervisor is the parent of the sandbox's first process, so the pid stays that process's as long
+as a job runs, and no right is missing that an ordinary user's own process would not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.runtimes.oci.containers.folder import REASON
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_sandbox.oci.supervisor import Call
+
+
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[int]:
+    """A descriptor of a child of the supervisor. Raises ProcessLookupError for another process."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        if int(text.rpartition(")")[2].split()[1]) != os.getppid():
+            raise ProcessLookupError(pid)
+        yield descriptor
+    except FileNotFoundError as gone:
+        raise ProcessLookupError(pid) from gone
+    finally:
+        os.close(descriptor)
+
+
+def _ended(descriptor: int, seconds: float | None) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(None if seconds is None else seconds * 1000))
+
+
+def send(call: Call) -> dict[str, Any]:
+    """Send `signal` to the first process `pid`. Gives `sent`: false if it was gone."""
+    with contextlib.suppress(ProcessLookupError), _process(call.args["pid"]) as process:
+        signal.pidfd_send_signal(process, call.args["signal"])
+        return {"sent": True}
+    return {"sent": False}
+
+
+def stop(call: Call) -> dict[str, Any]:
+    """Send `signal` to `pid`, and KILL after `grace` seconds. Gives `killed`."""
+    with contextlib.suppress(ProcessLookupError), _process(call.args["pid"]) as process:
+        signal.pidfd_send_signal(process, call.args["signal"])
+        if not _ended(process, call.args["grace"]):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            _ended(process, None)
+            return {"killed": True}
+    return {"killed": False}
+
+
+def limit_time(call: Call) -> dict[str, Any]:
+    """Kill `pid` after `seconds`, unless it ends before; `folder` is the sandbox's.
+
+    Runs as long as the sandbox does.
+    """
+    with contextlib.suppress(ProcessLookupError), _process(call.args["pid"]) as process:
+        call.send({"watching": True})
+        if not _ended(process, call.args["seconds"]):
+            (Path(call.args["folder"]) / REASON).write_text("timeout", encoding="ascii")
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+    return {}

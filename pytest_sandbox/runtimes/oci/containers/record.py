@@ -1,0 +1,93 @@
+"""What is known of one sandbox: what was started, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.oci.store.owners import Owner, parse_owner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What was started. Times are POSIX seconds.
+
+    `owner` is the supervisor's process. `remove`: nothing is to be left at its end. `detached`: it
+    goes on without the command that started it; else it ends with that. From `pid` (the host's) on
+    the fields are filled when it runs.
+    """
+
+    id: str
+    owner: Owner
+    image: str
+    command: tuple[str, ...]
+    created: float
+    name: str = ""
+    digest: str = ""
+    platform: str = ""
+    detached: bool = False
+    remove: bool = False
+    interactive: bool = False
+    tty: bool = False
+    network: str = "none"
+    user: str = ""
+    cwd: str = "/"
+    hostname: str = ""
+    engine: str = ""
+    rootless: bool = False
+    cgroups_base: str = ""
+    room: str = ""
+    no_new_privileges: bool = False
+    limits: dict[str, Any] = field(default_factory=dict)
+    mounts: tuple[str, ...] = ()
+    timeout: float | None = None
+    stop_signal: int = 15
+    pid: int = 0
+    pid_started: int = 0
+    started: float = 0.0
+    ports: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As JSON writes it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Record:
+        """The opposite. Raises KeyError, TypeError or ValueError for something else."""
+        known = {item.name for item in fields(cls)}
+        values = {name: value for name, value in found.items() if name in known}
+        values["owner"] = parse_owner(values["owner"])
+        for name in ("command", "mounts", "ports", "env"):
+            values[name] = tuple(values.get(name, ()))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a sandbox ended: its exit status as a shell tells it (128 + n for a signal).
+
+    `reason` is "" for an end of its own, `timeout`, `memory` (the kernel killed it for that), or
+    `lost` (its supervisor was killed, and it with that).
+    """
+
+    code: int
+    time: float
+    reason: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON writes it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Ending:
+        """The opposite. Raises KeyError or ValueError."""
+        return cls(int(found["code"]), float(found["time"]), str(found.get("reason", "")))
+
+
+def shell_status(code: int) -> int:
+    """128 + n for a process that signal n ended (os.waitstatus_to_exitcode gives -n)."""
+    return code if code >= 0 else 128 - code
