@@ -272,3 +272,27 @@ def test_fuse_needs_its_device(hosts):
         assert found.why_not == why
     missing = hosts.probe(hosts.hide("fuse-overlayfs"), snapshotter="fuse-overlayfs")
     assert "is not installed" in missing.findings["no-fuse-overlayfs"]["what"]
+
+
+_V2 = "umount -l /sys/fs/cgroup\nmount -t cgroup2 cgroup2 /sys/fs/cgroup"
+
+
+@pytest.mark.parametrize("engine", ["runc", "crun"])
+@pytest.mark.parametrize(
+    ("setup", "layout"),
+    [("umount -l /sys/fs/cgroup/unified", "v1"), (_V2, "v2")],
+    ids=["v1", "v2"],
+)
+def test_engines_run_on_other_layouts_of_control_groups(hosts, engine, setup, layout):
+    if shutil.which(engine, path="/usr/bin:/usr/sbin") is None:
+        pytest.skip(f"no {engine}")
+    if not os.path.ismount("/sys/fs/cgroup/unified"):
+        pytest.skip("the other layouts are made of hybrid ones")
+    found = hosts.probe(setup, engine=engine)
+    assert found.why_not is None
+    assert found.host["cgroups"] == layout
+    if layout == "v1":
+        assert set(found.host["limits"]) == {"memory", "pids", "cpu"}
+    else:  # v1 holds the controllers of this machine
+        assert "cgroup-no-controller" in found.failed()
+        assert found.host["limits"] == []
