@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import Blame, BuildFailed, RuntimeUnavailable
 from pytest_sandbox.images.name import HASH_LABEL
+from pytest_sandbox.runtimes.build_blame import COLOUR, KEPT_LINES, failed, took_too_long
 from pytest_sandbox.runtimes.docker_images import find_image, split_reference
 from pytest_sandbox.runtimes.owner import LABEL
 from pytest_sandbox.runtimes.reaper import remove_container
@@ -28,36 +29,8 @@ if TYPE_CHECKING:
 _STEP: Final = re.compile(r"step (\d+/\d+)\s*: (.*)", re.IGNORECASE)
 _RUNNING: Final = re.compile(r" ---> Running in ([0-9a-f]{12,64})")
 _LAYER: Final = re.compile(r" ---> ([0-9a-f]{12,64})$")
-_COLOUR: Final = re.compile("\x1b\\[[0-9;]*m")
 _STATUS: Final = re.compile(r"returned a non-zero code: (\d+)|exit status (\d+)|exit code:? (\d+)")
 _HASH: Final = re.compile(re.escape(HASH_LABEL) + r'="?([0-9a-f]{8,64})')
-_LAST_LINES: Final = 20
-
-# What a package manager says when the network, not the recipe, is at fault - and the other way
-# round.
-_HOST: Final = re.compile(
-    r"certificate verif|x509|unable to get local issuer|self.signed certificate|"
-    r"no space left on device|SSL certificate problem",
-    re.IGNORECASE,
-)
-_RECIPE: Final = re.compile(
-    r"unable to locate package|has no installation candidate|no package .* available|"
-    r"no match for argument|target not found|unable to select packages|"
-    r"no provider of .* found|unmet dependencies|NO_PUBKEY",
-    re.IGNORECASE,
-)
-_UPSTREAM: Final = re.compile(
-    r"404 +not found|error: 404|status code: 404|hash sum mismatch|does not have a release file",
-    re.IGNORECASE,
-)
-_NETWORK: Final = re.compile(
-    r"temporary failure resolving|could not resolve|couldn't resolve|name resolution|"
-    r"connection refused|connection timed out|connection reset|network is unreachable|"
-    r"timed out|timeout|no route to host|failed to connect|cannot initiate the connection|"
-    r"temporary error|(?:error|code|status):? *(?:429|5\d\d)\b|too many requests|"
-    r"bad gateway|service unavailable|cannot download repomd|failed retrieving file",
-    re.IGNORECASE,
-)
 
 
 @dataclass(slots=True)
@@ -66,8 +39,8 @@ class _Progress:
 
     step: str = ""
     command: str = ""
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=400))
-    step_lines: deque[str] = field(default_factory=lambda: deque(maxlen=400))
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
+    step_lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
     containers: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
     image: str = ""
@@ -191,7 +164,7 @@ def _note(progress: _Progress, event: Mapping[str, Any], say: Callable[[str], No
     aux = event.get("aux")
     if isinstance(aux, dict) and aux.get("ID"):
         progress.image = str(aux["ID"])
-    for line in _COLOUR.sub("", str(event.get("stream") or "")).splitlines():
+    for line in COLOUR.sub("", str(event.get("stream") or "")).splitlines():
         if step := _STEP.fullmatch(line.rstrip()):
             progress.step, progress.command = step[1], step[2]
             progress.step_lines.clear()
@@ -208,60 +181,20 @@ def _note(progress: _Progress, event: Mapping[str, Any], say: Callable[[str], No
 
 
 def _failure(request: BuildRequest, progress: _Progress, *, timed_out: bool) -> BuildFailed:
-    last = "\n".join(list(progress.step_lines or progress.lines)[-_LAST_LINES:])
-    where = f"step {progress.step} " if progress.step else ""
     if timed_out:
-        msg = f"the build of {request.name} took longer than {request.timeout:g} s"
-        if where:
-            msg += f", in {where}{progress.command[:120]}"
-        return BuildFailed(
-            msg,
-            command=progress.command,
-            blame=Blame.TIMEOUT,
-            next_step="give it more time with --sandbox-build-timeout",
-            details=last,
+        lines = progress.step_lines or progress.lines
+        return took_too_long(
+            request, step=progress.step, command=progress.command, lines=tuple(lines)
         )
-    text = "\n".join((*progress.step_lines, progress.error))
-    blame, reason = blame_of(text, progress.code)
-    what = reason or progress.error
-    msg = f"the build of {request.name} failed in {where}{progress.command[:120]}: {what[:300]}"
-    return BuildFailed(
-        msg,
+    return failed(
+        request,
+        step=progress.step,
         command=progress.command,
-        returncode=progress.code,
-        blame=blame,
-        next_step=_NEXT.get(blame, ""),
-        details=last or progress.error,
+        lines=tuple(progress.step_lines),
+        before=tuple(progress.lines),
+        error=progress.error,
+        code=progress.code,
     )
-
-
-_NEXT: Final = {
-    Blame.RECIPE: "check the package names and repositories of the recipe",
-    Blame.NETWORK: "check the network, the proxy and the mirrors, then run it again",
-    Blame.UPSTREAM: "look whether the repository still has what the recipe asks for",
-    Blame.HOST: "check the host's disk and its extra CA certificates",
-    Blame.LIMIT: "raise the memory of builds with --sandbox-build-memory",
-}
-
-
-def blame_of(text: str, code: int | None = None) -> tuple[Blame, str]:
-    """Whose fault a failed build is by what it printed, and the line that says so.
-
-    The cause stands before its consequences: a mirror that does not resolve makes packages that
-    cannot be located.
-    """
-    if code == 137:
-        return Blame.LIMIT, "a process was killed (status 137): the build ran out of memory"
-    for pattern, blame in (
-        (_HOST, Blame.HOST),
-        (_NETWORK, Blame.NETWORK),
-        (_UPSTREAM, Blame.UPSTREAM),
-        (_RECIPE, Blame.RECIPE),
-    ):
-        for line in text.splitlines():
-            if pattern.search(line) and not line.lstrip().startswith(("Step ", "The command")):
-                return blame, line.strip()
-    return Blame.RECIPE, ""
 
 
 def _clean(client: Any, request: BuildRequest, progress: _Progress) -> None:

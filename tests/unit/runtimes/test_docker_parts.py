@@ -13,7 +13,8 @@ import pytest
 
 from pytest_sandbox.errors import Blame
 from pytest_sandbox.runtimes.base import Changes
-from pytest_sandbox.runtimes.docker_build import _note, _Progress, blame_of, context
+from pytest_sandbox.runtimes.build_blame import blame_of
+from pytest_sandbox.runtimes.docker_build import _note, _Progress, context
 from pytest_sandbox.runtimes.docker_files import select_changes, unix_mode
 from pytest_sandbox.runtimes.docker_images import _pull_error, posix_time, split_reference
 from pytest_sandbox.runtimes.hold import program
