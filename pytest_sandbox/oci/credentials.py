@@ -14,9 +14,6 @@ import binascii
 import json
 import os
 import re
-import shutil
-import subprocess
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +146,8 @@ class Credentials:
 
     def _ask_helper(self, helper: object, server: str, path: Path) -> Credential | None:
         """`docker-credential-HELPER get`; None where it knows no credential of that server."""
+        import shutil
+
         if not isinstance(helper, str) or not re.fullmatch(r"[\w.+-]{1,100}", helper):
             raise _broken(path, f"{str(helper)[:80]!r} is no name of a credential helper")
         program = f"docker-credential-{helper}"
@@ -175,6 +174,9 @@ class Credentials:
         return _checked(Credential(user, secret, source=program))
 
     def _run(self, program: str, server: str, name: str) -> tuple[int, bytes]:
+        import subprocess
+        import tempfile
+
         # files, not pipes: what a helper leaves running (an agent) may hold its stdout for ever
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
             given.write(server.encode() + b"\n")

@@ -163,12 +163,19 @@ class _Upload:
         """Send it, if it is not there and cannot be mounted. Raises Failure."""
         repository = self._reference.repository
         own = self._endpoint.scope(repository, "pull,push")
-        self._scopes = (own, *(self._endpoint.scope(name) for name in mount_from))
+        self._scopes = (own,)
         if attempts(self._rule, self._is_there):
             return "already there"
         for name in mount_from:
-            if attempts(self._rule, partial(self._mount, name)):
-                return "mounted"
+            self._scopes = (own, self._endpoint.scope(name))
+            try:
+                if attempts(self._rule, partial(self._mount, name)):
+                    return "mounted"
+            except Failure as failure:
+                if failure.transient:
+                    raise
+                # no right to read there: the blob is sent like any other
+        self._scopes = (own,)
         tries = Tries(self._rule)
         in_chunks, offset = self._descriptor.size > self._chunk, 0
         while True:

@@ -10,6 +10,7 @@ import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from pytest_sandbox.errors import Blame, InvalidImage, RegistryError
@@ -207,7 +208,7 @@ class Registry:
                 try:
                     self._client = open_client(
                         self._environ,
-                        trust(self._environ, self.rule.say),
+                        cache(partial(trust, self._environ, self.rule.say)),
                         self._timeout,
                         plain=self._insecure,
                         connections=self._connections,

@@ -23,7 +23,7 @@ from pytest_sandbox.transport.addresses import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from urllib3 import BaseHTTPResponse, PoolManager, Timeout
     from urllib3.connection import HTTPConnection
@@ -40,14 +40,15 @@ _HEADERS: Final = {
 @dataclass(frozen=True, slots=True)
 class Client:
     """Connections to servers, `direct` or through the `proxy` for https; `exempt` are the entries
-    of no_proxy, `plain` the hosts that may be asked without TLS. Leaving it as a context closes
-    them. Safe for threads.
+    of no_proxy, `plain` the hosts that may be asked without TLS. `trust` gives what direct https
+    trusts, once it is needed. Leaving it as a context closes them. Safe for threads.
     """
 
     direct: PoolManager
     proxy: PoolManager | None
     exempt: tuple[str, ...]
     plain: frozenset[str] = frozenset()
+    trust: Callable[[], ssl.SSLContext] | None = None
 
     def __enter__(self) -> Client:
         return self
@@ -78,7 +79,10 @@ class Client:
         if self.proxy is not None and scheme == "https" and not is_loopback(host):
             exempt = any(_exempts(entry, host.rstrip("."), port) for entry in self.exempt)
             manager = self.direct if exempt else self.proxy
-        pool = manager.connection_from_host(host, port, scheme)
+        late = None
+        if scheme == "https" and manager is self.direct and self.trust is not None:
+            late = {"ssl_context": self.trust()}
+        pool = manager.connection_from_host(host, port, scheme, pool_kwargs=late)
         if manager is self.direct:
             pool.ConnectionCls = _checked_connection(scheme, may_be_plain(url, self.plain))
         return pool.urlopen(
@@ -95,7 +99,7 @@ class Client:
 
 def open_client(
     environ: Mapping[str, str],
-    context: ssl.SSLContext,
+    context: ssl.SSLContext | Callable[[], ssl.SSLContext],
     timeout: float,
     *,
     plain: frozenset[str] = frozenset(),
@@ -104,12 +108,16 @@ def open_client(
     """A client with the environment's proxies (never for loopback and `plain` hosts). Raises
     Failure for an impossible proxy.
 
-    `timeout` is how long a server may be silent, in seconds; `connections` how many to one server
-    are kept for the next request.
+    `context` is what https trusts. A function that gives it is asked when https is first used (to
+    load it takes tens of milliseconds), and must always give the same one. `timeout` is how long a
+    server may be silent, in seconds; `connections` how many to one server are kept for the next
+    request.
     """
     from urllib3 import PoolManager, Timeout
 
     silence = Timeout(connect=timeout, read=timeout)
+    late = context if callable(context) else None
+    known = None if callable(context) else context
     proxies: dict[str, PoolManager] = {}
     for scheme in ("http", "https", "all"):
         variable = f"{scheme}_proxy"
@@ -117,20 +125,21 @@ def open_client(
         if not value:
             continue
         try:
-            proxies[scheme] = _through(value, context, silence, connections)
+            known = known or (late() if late else None)
+            proxies[scheme] = _through(value, known, silence, connections)
         except (ValueError, ImportError):
             what = f"the proxy in {variable} cannot be used"  # its value may hold a password
             help = "write it as http://host:port (SOCKS needs the package urllib3[socks])"
             raise Failure(what, Blame.HOST, next_step=help) from None
-    direct = PoolManager(ssl_context=context, timeout=silence, maxsize=connections)
+    direct = PoolManager(ssl_context=known, timeout=silence, maxsize=connections)
     exceptions = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     names = (name.strip().lower() for name in exceptions.split(","))
     proxy = proxies.get("https") or proxies.get("all")
-    return Client(direct, proxy, tuple(name for name in names if name), plain)
+    return Client(direct, proxy, tuple(name for name in names if name), plain, late)
 
 
 def _through(
-    value: str, context: ssl.SSLContext, silence: Timeout, connections: int
+    value: str, context: ssl.SSLContext | None, silence: Timeout, connections: int
 ) -> PoolManager:
     """The way through one proxy. Raises ValueError or ImportError where there is none."""
     from urllib3 import ProxyManager

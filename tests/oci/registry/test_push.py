@@ -83,6 +83,13 @@ def test_a_mount_that_is_refused_becomes_an_upload(server, push, made):
     assert len(server.requests("POST")) == 2  # the sessions that the mounts opened are used
 
 
+def test_a_mount_that_is_denied_becomes_an_upload(serve, push, made, login):
+    server = serve(auth="basic")
+    server.on("POST .*mount=", *[status(403)] * 2)
+    push(server, made, environ=login(server), mount_from=["secret/base"])
+    assert server.blobs == made.blobs
+
+
 def test_large_blobs_go_in_chunks(server, push, made):
     push(server, made, chunk=100_000)
     layer = made.parsed.layers[0]
