@@ -1,11 +1,13 @@
-"""`pytest-sandbox image`: list, build, bootstrap and prune images."""
+"""`pytest-sandbox image`: list, build, bootstrap and prune images; the verbs of the store stand in
+image_store."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -18,6 +20,7 @@ from pytest_sandbox.cli.configuration import (
     recipe_files,
     recipe_options,
 )
+from pytest_sandbox.cli.image_store import VERBS, collect, stored_images
 from pytest_sandbox.errors import (
     Blame,
     ImageUnavailable,
@@ -31,13 +34,18 @@ from pytest_sandbox.targets import FAMILIES, Target, arch_from_machine, host_arc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pytest_sandbox.oci.images import Image
     from pytest_sandbox.runtimes.base import ImageInfo, Runtime
     from pytest_sandbox.settings import Settings
 
 
+OCI: Final = "oci"
+"""The runtime whose images are in the store."""
+
+
 class ImageLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One image. `kind`: image, installed, base or kept; `age` and `last_use`: seconds ago;
-    `size`: bytes."""
+    """One image. `kind`: image, installed, base, kept, or pulled (or imported); `runtime`: the
+    engine that has it, oci for the store; `age` and `last_use`: seconds ago; `size`: bytes."""
 
     name: str
     kind: str
@@ -47,6 +55,7 @@ class ImageLine(msgspec.Struct, frozen=True, kw_only=True):
     age: float
     last_use: float | None
     digest: str
+    runtime: str
     present: bool = True
     """False for a recorded base that this engine does not have (it is imported when needed)."""
 
@@ -57,18 +66,26 @@ def command() -> None:
 
 
 def _runtime_option(function: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--runtime", metavar="NAME", help="docker, podman, or a URL of an engine")(
-        function
-    )
+    return click.option(
+        "--runtime", metavar="NAME", help="oci (the store), docker, podman, or a URL of an engine"
+    )(function)
 
 
 @command.command("list")
 @_runtime_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def list_command(*, runtime: str | None, as_json: bool) -> None:
-    """List the images that were made here: built ones, bases, kept sandboxes."""
+    """List the images that were made here, built ones, bases, kept sandboxes, and those in the
+    store."""
     settings = cli_settings(runtime=runtime)
-    lines = list(_lines(_engine(settings), settings.image_prefix))
+    lines: list[ImageLine] = []
+    engine = _engine_if_any(settings)
+    if engine is not None:
+        lines += _lines(engine, settings.image_prefix, engine.info().name)
+    known = {(line.name, line.arch) for line in lines if line.runtime == OCI}
+    if settings.runtime in {OCI, "auto", ""}:
+        stored = map(partial(_stored_line, settings.image_prefix), stored_images())
+        lines += [line for line in stored if (line.name, line.arch) not in known]
     if as_json:
         for line in lines:
             click.echo(msgspec.json.encode(line).decode())
@@ -77,10 +94,11 @@ def list_command(*, runtime: str | None, as_json: bool) -> None:
         click.echo("no images yet; they are made when recipes need them")
         return
     _table(
-        ("NAME", "KIND", "FAMILY", "ARCH", "SIZE", "AGE", "LAST USE"),
+        ("NAME", "RUNTIME", "KIND", "FAMILY", "ARCH", "SIZE", "AGE", "LAST USE"),
         [
             (
                 line.name,
+                line.runtime,
                 line.kind,
                 line.family,
                 line.arch,
@@ -212,22 +230,53 @@ def bootstrap(family: str, *, suite: str, arch: str, mirror: str | None, **optio
 @click.option("--older-than", default="7d", metavar="AGE", help="Not used for so long (7d).")
 @_runtime_option
 def prune_command(*, everything: bool, older_than: str, runtime: str | None) -> None:
-    """Remove built images that were not used lately; only what was made here."""
+    """Remove images that were not used lately: of engines only what was made here, of the store
+    all but pinned ones and those of running sandboxes."""
     from pytest_sandbox.runtimes.last_use import prune
 
     settings = cli_settings(runtime=runtime)
-    engine = _engine(settings)
+    engine = _engine_if_any(settings)
     age = parse_age(older_than)
-    removed = prune(
-        engine, older_than=age, everything=everything, prefix=settings.image_prefix, say=_say
-    )
-    for info in _kept(engine):
-        if everything or time.time() - info.created > age:
-            engine.remove_image(info.name)
-            removed.append(info)
-    for info in removed:
-        click.echo(f"removed {info.name} ({_megabytes(info.size)})")
-    click.echo(f"{len(removed)} images removed" if removed else "nothing to remove")
+    removed: list[tuple[str, int]] = []
+    if engine is not None:
+        gone = prune(
+            engine, older_than=age, everything=everything, prefix=settings.image_prefix, say=_say
+        )
+        for info in _kept(engine):
+            if everything or time.time() - info.created > age:
+                engine.remove_image(info.name)
+                gone.append(info)
+        removed += [(info.name, info.size) for info in gone]
+    swept = None
+    if settings.runtime in {OCI, "auto", ""}:
+        swept = collect(older_than=0.0 if everything else age)
+        removed += [(i.reference.familiar, i.size) for i in swept.images] if swept else []
+    for name, size in removed:
+        click.echo(f"removed {name} ({_megabytes(size)})")
+    if swept is not None and (swept.layers or swept.blobs):
+        count = f"{len(swept.layers)} layers and {len(swept.blobs)} blobs"
+        click.echo(f"{count} of the store removed, {_megabytes(swept.bytes)} freed")
+    elif not removed:
+        click.echo("nothing to remove")
+    if removed:
+        click.echo(f"{len(removed)} images removed")
+
+
+for _verb in VERBS:
+    command.add_command(_verb)
+
+
+def _engine_if_any(settings: Settings) -> Runtime | None:
+    """The engine; None where none was asked for and none answers, or the store alone is meant."""
+    if settings.runtime == OCI:
+        return None
+    try:
+        return _engine(settings)
+    except RuntimeUnavailable as missing:
+        if settings.runtime not in {"auto", ""}:
+            raise
+        _say(f"note: no engine: {missing.what}")
+        return None
 
 
 def _engine(settings: Settings) -> Runtime:
@@ -246,7 +295,7 @@ def _kept(engine: Runtime) -> list[ImageInfo]:
     return [info for info in engine.images() if info.name.rpartition(":")[0].endswith(KEPT)]
 
 
-def _lines(engine: Runtime, prefix: str) -> Iterator[ImageLine]:
+def _lines(engine: Runtime, prefix: str, runtime: str) -> Iterator[ImageLine]:
     from pytest_sandbox.images.name import FAMILY_LABEL
     from pytest_sandbox.runtimes.bases import base_name
     from pytest_sandbox.runtimes.last_use import (
@@ -267,16 +316,41 @@ def _lines(engine: Runtime, prefix: str) -> Iterator[ImageLine]:
             age=now - base.created,
             last_use=None,
             digest=f"sha256:{base.sha256}",
+            runtime=runtime,
             present=info is not None,
         )
     for kind, name in (("image", prefix), ("installed", INSTALLED)):
         for info in cached_images(engine, name):
-            yield _line(info, kind, info.labels.get(FAMILY_LABEL, ""), now - last_use(info))
+            family = info.labels.get(FAMILY_LABEL, "")
+            yield _line(info, kind, family, now - last_use(info), runtime)
     for info in _kept(engine):
-        yield _line(info, "kept", info.labels.get(FAMILY_LABEL, ""), None)
+        yield _line(info, "kept", info.labels.get(FAMILY_LABEL, ""), None, runtime)
 
 
-def _line(info: ImageInfo, kind: str, family: str, last_use: float | None) -> ImageLine:
+def _stored_line(prefix: str, image: Image) -> ImageLine:
+    from pytest_sandbox.images.name import FAMILY_LABEL
+    from pytest_sandbox.runtimes.kept import KEPT
+    from pytest_sandbox.runtimes.last_use import INSTALLED, repository
+
+    kinds = {prefix: "image", INSTALLED: "installed", KEPT: "kept"}
+    now = time.time()
+    name = image.reference.familiar
+    return ImageLine(
+        name=name,
+        kind=kinds.get(repository(name), "pulled"),
+        family=image.labels.get(FAMILY_LABEL, ""),
+        arch=image.platform.architecture,
+        size=image.size,
+        age=now - (image.created or image.stored),
+        last_use=now - image.last_use,
+        digest=image.digest or image.config_digest,
+        runtime=OCI,
+    )
+
+
+def _line(
+    info: ImageInfo, kind: str, family: str, last_use: float | None, runtime: str
+) -> ImageLine:
     return ImageLine(
         name=info.name,
         kind=kind,
@@ -286,6 +360,7 @@ def _line(info: ImageInfo, kind: str, family: str, last_use: float | None) -> Im
         age=time.time() - info.created,
         last_use=last_use,
         digest=info.digest,
+        runtime=runtime,
     )
 
 

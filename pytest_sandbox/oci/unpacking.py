@@ -14,11 +14,12 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import InvalidImage
+from pytest_sandbox.errors import InvalidImage, SandboxError
 from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
 from pytest_sandbox.oci.digests import hex_of
 from pytest_sandbox.oci.images import ImageLayer
 from pytest_sandbox.oci.spool import Spool, Stopped
+from pytest_sandbox.oci.store import open_folder
 from pytest_sandbox.oci.store.layers import Layer
 
 if TYPE_CHECKING:
@@ -81,6 +82,39 @@ def unpack_layers(
     The second value is the work that protects the layers until the image is recorded: close it
     then. Raises what a source raises, InvalidImage, SandboxError.
     """
+    try:
+        return _unpack_layers(
+            store,
+            sources,
+            keep_blobs=keep_blobs,
+            refetch=refetch,
+            bounds=bounds,
+            name=name,
+            say=say,
+        )
+    except OtherSnapshotter:
+        say(f"layers are unpacked for {store.snapshotter.name}: overlay does not work here")
+        return _unpack_layers(
+            store,
+            sources,
+            keep_blobs=keep_blobs,
+            refetch=refetch,
+            bounds=bounds,
+            name=name,
+            say=say,
+        )
+
+
+def _unpack_layers(
+    store: Store,
+    sources: Sequence[LayerSource],
+    *,
+    keep_blobs: bool,
+    refetch: bool,
+    bounds: Bounds,
+    name: str,
+    say: Callable[[str], None],
+) -> tuple[tuple[ImageLayer, ...], Work]:
     chains = chain_ids([source.diff_id for source in sources])
     tasks = [
         _Task(number, source, chain, hex_of(chain), hex_of(chains[number - 1]) if number else "")
@@ -355,22 +389,39 @@ def apply_packed(
         if not lowers:
             fds = [stream, opened(pending / "diff")]
             return store.caller.call(f"{_JOBS}:apply_first", args, fds)
+        args["snapshotter"] = store.snapshotter.name
+        if not store.snapshotter.layered:
+            below = open_folder(store.layers.folder(lowers[-1]) / "diff")
+            stack.callback(os.close, below)
+            fds = [stream, below, opened(pending / "diff")]
+            return store.caller.call(f"{_JOBS}:apply_full", args, fds)
         args["lowers"] = [f"{key}/diff" for key in lowers]
         beside = pending.with_name(f"{pending.name}.overlay")
         beside.mkdir(mode=0o700)
         folders = [store.root / "layers", pending / "diff", beside]
         fds = [stream, *map(opened, folders)]
-        return store.caller.call(f"{_JOBS}:apply_over", args, fds, where="host")
+        try:
+            return store.caller.call(f"{_JOBS}:apply_over", args, fds, where="host")
+        except InvalidImage:
+            raise
+        except (OSError, SandboxError):
+            if store.try_snapshotters():
+                raise OtherSnapshotter from None
+            raise
 
 
 def warm_up(store: Store) -> None:
-    """Start the supervisor and have it load what unpacking needs, without waiting for it."""
+    """Start the supervisor, have it load what unpacking needs, without waiting for it."""
 
     def call() -> None:
         with contextlib.suppress(Exception):  # the first layer tells what is wrong
             store.caller.call(f"{_JOBS}:ready", {})
 
     threading.Thread(target=call, name="sandbox-warm-up", daemon=True).start()
+
+
+class OtherSnapshotter(Exception):
+    """Mounting failed, and another snapshotter was found: layers have to be unpacked for that."""
 
 
 class _Again(Exception):

@@ -15,7 +15,8 @@ from pytest_sandbox.oci.layers import (
     jobs,
     unpack,  # noqa: F401 - jobs loads it late
 )
-from pytest_sandbox.oci.snapshots.overlay import Overlay, open_layers
+from pytest_sandbox.oci.snapshots import find_snapshotter
+from pytest_sandbox.oci.snapshots.overlay import open_layers
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.supervisor import Call
@@ -31,19 +32,21 @@ def apply_first(call: Call) -> dict[str, Any]:
 
 
 def apply_over(call: Call) -> dict[str, Any]:
-    """Apply a packed layer onto the layers below it, so that the kernel writes the differences.
+    """Apply a packed layer onto the layers below it, so that the snapshotter writes what differs.
 
     fds: the packed layer, the folder of all layers, the new upper folder, a work folder. args:
-    `lowers`, names below the second folder, lowest first; the others are layers.jobs.apply's. To
-    be called with where="host". The mount is this process's own: nothing is left when it dies.
+    `lowers`, names below the second folder, lowest first; `snapshotter`; the others are
+    layers.jobs.apply's. To be called with where="host". The mount is this process's own: nothing
+    is left when it dies.
     """
     stream, layers, upper, work = call.fds
+    snapshotter = find_snapshotter(call.args["snapshotter"])
     linux.unshare(linux.CLONE_NEWNS)
     lowers = open_layers(layers, call.args["lowers"])
     target = os.path.join(call.room, f"apply-{os.getpid()}")  # noqa: PTH118
     os.mkdir(target)  # noqa: PTH102
     try:
-        Overlay().mount(lowers, upper, work, target, volatile=True)
+        snapshotter.mount(lowers, upper, work, target, volatile=True)
         root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         linux.umount(target, linux.MNT_DETACH)
     finally:
@@ -51,6 +54,21 @@ def apply_over(call: Call) -> dict[str, Any]:
     call.enter_ids()
     below = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lowers[-1])
     call.fds = [stream, root, below]
+    told = jobs.apply(call)
+    os.close(root)
+    snapshotter.settle(upper)
+    return told
+
+
+def apply_full(call: Call) -> dict[str, Any]:
+    """Apply a packed layer onto a copy of the tree below it.
+
+    fds: the packed layer, the diff folder of the layer below, the new folder. args: `snapshotter`;
+    the others are layers.jobs.apply's.
+    """
+    stream, below, tree = call.fds
+    find_snapshotter(call.args["snapshotter"]).prepare([below], tree)
+    call.fds = [stream, tree]
     return jobs.apply(call)
 
 

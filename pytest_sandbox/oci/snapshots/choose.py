@@ -85,10 +85,10 @@ def choose(store: Store, wanted: str = "auto", *, fresh: bool = False) -> Choice
 
     `fresh` tries again, whatever was found before. Raises TrialFailed, UsageError.
     """
+    kept = None if fresh else kept_choice(store, wanted)
+    if kept is not None:
+        return kept
     key = _key(store, wanted)
-    kept = None if fresh else read_json(store.root / FILE)
-    if kept is not None and kept.get("key") == key and kept.get("name") in ALL:
-        return Choice(kept["name"], tuple(Attempt(**one) for one in kept["attempts"]))
     if wanted != "auto":
         find_snapshotter(wanted)
     attempts: list[Attempt] = []
@@ -104,6 +104,14 @@ def choose(store: Store, wanted: str = "auto", *, fresh: bool = False) -> Choice
     msg = "no root file system can be made: " + Choice("", tuple(attempts)).reason
     step = last.next_step or _NEXT.get(last.name, "")
     raise TrialFailed(msg, problem=last.problem, next_step=step)
+
+
+def kept_choice(store: Store, wanted: str = "auto") -> Choice | None:
+    """The choice that was made before, if it still holds."""
+    kept = read_json(store.root / FILE)
+    if kept is None or kept.get("key") != _key(store, wanted) or kept.get("name") not in ALL:
+        return None
+    return Choice(kept["name"], tuple(Attempt(**one) for one in kept["attempts"]))
 
 
 def try_out(store: Store, name: str) -> Attempt:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.platforms import Platform
     from pytest_sandbox.oci.reference import Reference
+    from pytest_sandbox.oci.snapshots import Snapshotter
 
 __all__ = ["Caller", "Collected", "Layer", "Owner", "Store", "Work", "owner_of"]
 
@@ -50,22 +52,60 @@ _REMOVE: Final = "pytest_sandbox.oci.layers.jobs:remove"
 
 
 class Store:
-    """The store in `root`; `caller` is the supervisor whose jobs touch the files of layers."""
+    """The store in `root`; `caller` is the supervisor whose jobs touch the files of layers.
 
-    def __init__(self, root: Path, caller: Caller) -> None:
+    `wanted` names the snapshotter that layers are unpacked for; `auto` is the first that works.
+    """
+
+    def __init__(self, root: Path, caller: Caller, wanted: str = "auto") -> None:
         """Raises SandboxError (blame host) where the folder cannot be made or is not our own."""
         self.root = root
         self.caller = caller
+        self._wanted = wanted
+        self._snapshotter: Snapshotter | None = None
+        self._choosing = threading.Lock()
         _make(root)
         self.trash = root / "trash"
         self.temporary = root / "tmp"
         self.leases = root / "leases"
         self.locks = Locks(root / "locks")
         self.blobs = Blobs(root / "blobs" / "sha256")
-        self.layers = Layers(root / "layers", self.trash, caller)
+        self.layers = Layers(root / "layers", self.trash, caller, lambda: self.snapshotter.flavour)
         self.records = Records(root / "images", root / "pins", self.blobs)
         self.uses = Uses(root / "uses")
         self.small = tuple(root / name for name in ("images", "pins", "uses", "blobs/sha256"))
+
+    @property
+    def snapshotter(self) -> Snapshotter:
+        """The snapshotter that layers are unpacked for. Raises UsageError for an unknown one.
+
+        Where none was tried yet, and none is asked for, it is overlay: see `try_snapshotters`.
+        """
+        from pytest_sandbox.oci.snapshots import find_snapshotter
+        from pytest_sandbox.oci.snapshots.choose import kept_choice
+
+        with self._choosing:
+            if self._snapshotter is None:
+                if self._wanted == "auto":
+                    kept = kept_choice(self)
+                    found = find_snapshotter("overlay" if kept is None else kept.name)
+                else:
+                    found = find_snapshotter(self._wanted)
+                self._snapshotter = found
+            return self._snapshotter
+
+    def try_snapshotters(self) -> bool:
+        """After a failure: whether the trial of all gives another one than was used.
+
+        Raises TrialFailed where none works.
+        """
+        from pytest_sandbox.oci.snapshots.choose import choose
+
+        before = self.snapshotter.name
+        found = choose(self, self._wanted).snapshotter
+        with self._choosing:
+            self._snapshotter = found
+        return found.name != before
 
     # --- images -----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from pytest_sandbox.oci.store.files import names, read_json, write_json
 from pytest_sandbox.oci.store.owners import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from pytest_sandbox.oci.ids import IdSpace
@@ -65,7 +65,8 @@ class Layer:
     """An unpacked layer. `parent` is the key of the layer below, empty for the lowest.
 
     `entries` and `bytes` count what was unpacked, `devices` the nodes that became empty files.
-    `ids` is the id map that it was unpacked in, `flavour` the kind of overlay xattrs in it.
+    `ids` is the id map that it was unpacked in, `flavour` how it
+    says what differs from the layers below (see oci/snapshots).
     `blob` is the descriptor of the archive that was made of a layer made here.
     """
 
@@ -78,7 +79,7 @@ class Layer:
     bytes: int = 0
     devices: int = 0
     notes: tuple[str, ...] = ()
-    flavour: str = "userxattr"
+    flavour: str = ""
     ids: str = ""
     created: float = 0.0
     boot: str = ""
@@ -98,10 +99,13 @@ class Layer:
 class Layers:
     """The unpacked layers of one store."""
 
-    def __init__(self, folder: Path, trash: Path, caller: Caller) -> None:
+    def __init__(
+        self, folder: Path, trash: Path, caller: Caller, flavour: Callable[[], str]
+    ) -> None:
         self._folder = folder
         self._trash = trash
         self._caller = caller
+        self._flavour = flavour
         self._syncing = threading.Lock()
 
     def folder(self, key: str) -> Path:
@@ -116,9 +120,11 @@ class Layers:
         return [name for name in names(self._folder) if _KEY.fullmatch(name)]
 
     def get(self, key: str) -> Layer | None:
-        """The layer, if it is there, whole, and unpacked in the ids of now."""
+        """The layer, if it is there, whole, and unpacked for the ids and snapshotter of now."""
         layer = self.record(key)
         if layer is None or layer.ids != self._caller.ids.key():
+            return None
+        if layer.flavour != self._flavour():
             return None
         if not layer.synced:
             if layer.boot != boot_id():
@@ -181,6 +187,7 @@ class Layers:
             layer,
             folder=self.folder(layer.key),
             ids=self._caller.ids.key(),
+            flavour=self._flavour(),
             created=time.time(),
             boot=boot_id(),
             synced=False,
