@@ -31,11 +31,11 @@ class Setting(NamedTuple):
         return f"PYTEST_SANDBOX_{self.key.upper()}"
 
 
-RUNTIMES: Final = ("auto", "docker", "podman", "fake")
+RUNTIMES: Final = ("auto", "oci", "docker", "podman", "fake")
 """The names that `--sandbox-runtime` knows; it takes an address (`unix://...`) too."""
 
 SETTINGS: Final = (
-    Setting("runtime", "text", "Engine to use; auto takes the first that answers", "NAME"),
+    Setting("runtime", "text", "Engine to use; auto takes runc or crun where they work, else Docker or Podman", "NAME"),
     Setting("target", "list", "Systems to install on, like linux/*/alpine or debian", "GLOB"),
     Setting("recipes", "list", "Where recipes lie, relative to the rootdir", "GLOB"),
     Setting("timeout", "float", "Wall clock of one sandbox in seconds", "SECONDS"),

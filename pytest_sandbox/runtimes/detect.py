@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.errors import RuntimeUnavailable, UsageError
+from pytest_sandbox.errors import RuntimeUnavailable, SandboxError, UsageError
 from pytest_sandbox.options import RUNTIMES
 
 if TYPE_CHECKING:
@@ -36,31 +36,68 @@ class Candidate:
 
 
 def find_runtime(name: str, environ: Mapping[str, str]) -> Runtime:
-    """The runtime of that name; `auto` takes the first that answers.
+    """The runtime of that name, ready to use.
 
-    A URL like `unix:///run/docker.sock` names an endpoint. Raises RuntimeUnavailable, and
+    `auto` takes oci where it works and sets limits, else Docker or Podman, else oci with weaker
+    limits. A URL like `unix:///run/docker.sock` names an endpoint. Raises RuntimeUnavailable, and
     UsageError for an unknown name.
     """
+    if name in {"auto", ""}:
+        return _first(environ)
+    runtime = _named(name, environ)
+    runtime.info()  # an engine that does not answer is told here
+    return runtime
+
+
+def _named(name: str, environ: Mapping[str, str]) -> Runtime:
     if name == "fake":
         from pytest_sandbox.runtimes.fake import FakeRuntime
 
         return FakeRuntime()
+    if name == "oci":
+        from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+
+        return OciRuntime(environ=environ)
     from pytest_sandbox.runtimes.docker import DockerRuntime
 
     if "://" in name:
-        runtime = DockerRuntime(name, environ=environ)
-    elif name in {"auto", "docker", ""}:
-        runtime = DockerRuntime(environ=environ)
-    elif name == "podman":
-        runtime = DockerRuntime(_podman_endpoint(environ), environ=environ)
-    else:
-        msg = f"unknown runtime {name!r}"
-        raise UsageError(
-            msg,
-            next_step=f"use one of {', '.join(RUNTIMES)}, or a URL like unix:///run/docker.sock",
-        )
-    runtime.info()  # an engine that does not answer is told here
-    return runtime
+        return DockerRuntime(name, environ=environ)
+    if name == "docker":
+        return DockerRuntime(environ=environ)
+    if name == "podman":
+        return DockerRuntime(_podman_endpoint(environ), environ=environ)
+    msg = f"unknown runtime {name!r}"
+    raise UsageError(
+        msg,
+        next_step=f"use one of {', '.join(RUNTIMES)}, or a URL like unix:///run/docker.sock",
+    )
+
+
+def _first(environ: Mapping[str, str]) -> Runtime:
+    from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+
+    own = OciRuntime(environ=environ)
+    why = ""
+    try:
+        own.info()
+        if not own.machine.weak:
+            return own
+    except SandboxError as wrong:
+        own.close()
+        why = wrong.what
+    try:
+        engine = _named("docker", environ)
+        engine.info()
+    except RuntimeUnavailable as missing:
+        if not why:
+            return own
+        msg = f"{missing.what}; and without a daemon: {why}"
+        raise RuntimeUnavailable(
+            msg, next_step=missing.next_step or "run pytest-sandbox doctor"
+        ) from missing
+    if not why:
+        own.close()
+    return engine
 
 
 def _podman_endpoint(environ: Mapping[str, str]) -> str:
@@ -84,7 +121,7 @@ def survey(environ: Mapping[str, str]) -> list[Candidate]:
     from pytest_sandbox.runtimes.docker_context import candidates, default_sockets
     from pytest_sandbox.runtimes.docker_info import engine_info
 
-    found: list[Candidate] = []
+    found: list[Candidate] = [_own(environ)]
     try:
         endpoints = candidates(environ)
     except RuntimeUnavailable as exc:
@@ -107,3 +144,17 @@ def survey(environ: Mapping[str, str]) -> list[Candidate]:
             continue
         found.append(Candidate(info.name, endpoint.url, endpoint.source, info))
     return found
+
+
+def _own(environ: Mapping[str, str]) -> Candidate:
+    """The runtime without a daemon."""
+    from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+
+    runtime = OciRuntime(environ=environ)
+    try:
+        info = runtime.info()
+    except SandboxError as wrong:
+        return Candidate("oci", "", "this machine", None, wrong.what, wrong.next_step)
+    finally:
+        runtime.close()
+    return Candidate("oci", info.endpoint, "this machine", info)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import RuntimeUnavailable
-from pytest_sandbox.oci.cgroup_access import Access, try_cgroups
-from pytest_sandbox.oci.engines import Engine, Init, find_engine, find_init
 from pytest_sandbox.oci.ids import find_ids
+from pytest_sandbox.oci.probes import probe_all
 from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.supervisor import Supervisor
 from pytest_sandbox.runtimes.base import RuntimeInfo
@@ -20,8 +20,9 @@ from pytest_sandbox.targets import arch_from_machine
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_sandbox.oci.cgroup_access import Access
+    from pytest_sandbox.oci.engines import Engine, Init
     from pytest_sandbox.oci.images import Image
-    from pytest_sandbox.oci.snapshots.choose import Choice
 
 _CONTROLLERS: Final = {"memory": "memory", "cpu": "cpus", "pids": "pids"}
 
@@ -36,7 +37,8 @@ class Machine:
     store: Store
     access: Access
     snapshotter: str
-    environ: Mapping[str, str]
+    problems: tuple[str, ...] = ()
+    """What does not work here, though sandboxes do."""
 
     @property
     def weak(self) -> tuple[str, ...]:
@@ -50,13 +52,6 @@ class Machine:
         """CPUs that this process may use."""
         return len(os.sched_getaffinity(0))
 
-    @property
-    def choice(self) -> Choice:
-        """The snapshotter, and why."""
-        from pytest_sandbox.oci.snapshots.choose import choose
-
-        return choose(self.store, self.snapshotter)
-
     def order(self, image: Image, name: str, **values: Any) -> Order:
         """An Order for one sandbox from an image of the store."""
         ids = self.supervisor.ids
@@ -64,7 +59,7 @@ class Machine:
             id=name,
             engine=str(self.engine.path),
             init=str(self.init.path),
-            snapshotter=self.choice.name,
+            snapshotter=self.snapshotter,
             layers=tuple(str(self.store.layer(key).diff) for key in image.keys),
             folder=str(self.store.root / "sandboxes" / name),
             config=dict(image.config),
@@ -79,7 +74,7 @@ class Machine:
         """For doctor and the header."""
         layout = str(self.access.cgroups.layout)
         notes = [f"{self.engine.name} {self.engine.text} at {self.engine.path}"]
-        notes += [finding.what for finding in self.engine.findings()]
+        notes += self.problems
         notes.append(f"ids of sandboxes: {self.supervisor.ids.source}")
         if self.weak:
             notes.append(f"weaker limits for {', '.join(self.weak)}: {self.access.what}")
@@ -93,7 +88,7 @@ class Machine:
             arches=_arches(),
             cpus=self.cpus,
             memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            storage=self.choice.name,
+            storage=self.snapshotter,
             disk_limit=False,
             notes=tuple(notes),
         )
@@ -106,15 +101,24 @@ class Machine:
 def find_machine(
     root: Path, *, engine: str, snapshotter: str, environ: Mapping[str, str], lasting: bool = False
 ) -> Machine:
-    """Look for everything that is needed. Raises RuntimeUnavailable for what is not there."""
-    if not Path("/proc/self/ns/user").exists():
-        msg = "this kernel has no user namespaces"
+    """Try everything that is needed, once a boot. Raises RuntimeUnavailable for what is not there.
+
+    With `engine`, the one that was asked for, and no other.
+    """
+    if not sys.platform.startswith("linux"):
+        msg = "sandboxes without a daemon need Linux"
         raise RuntimeUnavailable(msg, next_step="use Docker or Podman, or a Linux machine")
-    found, init = find_engine(engine, environ), find_init("", environ)
     supervisor = Supervisor(find_ids, lasting=lasting)
-    supervisor.ids  # noqa: B018 - without ids nothing works: it is told here
-    store = Store(root, supervisor)
-    return Machine(found, init, supervisor, store, try_cgroups(), snapshotter, environ)
+    try:
+        supervisor.ids  # noqa: B018 - without ids nothing works: it is told here
+        store = Store(root, supervisor)
+        host = probe_all(store, engine=engine, snapshotter=snapshotter, environ=environ)
+        found, init, access = host.tools()
+    except BaseException:
+        supervisor.close()
+        raise
+    notes = tuple(one.what for one in host.findings if not one.ok)
+    return Machine(found, init, supervisor, store, access, host.snapshotter, notes)
 
 
 def _arches() -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def test_a_context_that_cannot_be_read_is_named(config: Path, damage: str) -> No
     else:
         meta.write_text("{" if damage == "no JSON" else '{"Endpoints": {}}')
     with pytest.raises(RuntimeUnavailable, match="Docker context 'one' cannot be read") as wrong:
-        find_runtime("auto", {"DOCKER_CONFIG": str(config)})
+        find_runtime("docker", {"DOCKER_CONFIG": str(config)})
     assert wrong.value.blame == "host"
     assert "docker context ls" in wrong.value.next_step
 
@@ -92,7 +92,7 @@ def test_an_unknown_name() -> None:
 
 def why_not(path: Path) -> RuntimeUnavailable:
     with pytest.raises(RuntimeUnavailable) as wrong:
-        find_runtime("auto", {"DOCKER_HOST": f"unix://{path}"})
+        find_runtime("docker", {"DOCKER_HOST": f"unix://{path}"})
     assert wrong.value.blame == "host"
     assert wrong.value.next_step
     return wrong.value
@@ -126,7 +126,7 @@ from pytest_sandbox.runtimes.detect import find_runtime
 if os.geteuid() == 0:
     os.seteuid(65534)
 try:
-    find_runtime("auto", {"DOCKER_HOST": sys.argv[1]})
+    find_runtime("docker", {"DOCKER_HOST": sys.argv[1]})
 except RuntimeUnavailable as wrong:
     print(wrong)
 """

@@ -151,7 +151,8 @@ def test_the_fake_runtime_by_name():
 
 def test_survey_names_what_is_missing(tmp_path: Path):
     environ = {"DOCKER_HOST": f"unix://{tmp_path}/none.sock", "HOME": str(tmp_path)}
-    found = survey(environ)
+    own, *found = survey(environ)
+    assert own.runtime == "oci"
     assert found[0].endpoint == environ["DOCKER_HOST"]
     assert not found[0].found
     assert "no socket" in found[0].problem
