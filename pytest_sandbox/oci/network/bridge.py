@@ -290,6 +290,7 @@ class Keeper:
                 return stack.start(name, program, self._namespace, control)
             except stack.StackFailed as error:
                 failures.append(f"{name}: {error}")
+                _end_others()
         missing = all(text.endswith("is not installed") for text in failures)
         what = f"no network for the sandbox: {'; '.join(failures)}"
         raise NoNetwork(
@@ -324,6 +325,15 @@ class Keeper:
             msg = "the process that makes its device died"
             raise OSError(msg)
         raise NoNetwork(**json.loads(text)["failed"])
+
+
+def _end_others() -> None:
+    """End everything else of this PID namespace: what is left of a stack holds the device."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _private_tun() -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.network import tap
+from pytest_sandbox.oci.network.trial import stream_fault
 
 if TYPE_CHECKING:
     import socket
@@ -58,25 +59,46 @@ def start(name: str, program: str, namespace: int, control: socket.socket) -> St
     `namespace` is the namespace's descriptor; `control` is the socket of tap.make_tap. The stack is
     a child of this process (pasta: an orphan), in the host's network. Raises StackFailed.
     """
-    tries = [(_pasta(program, namespace), "")] if name == "pasta" else _slirp(program, namespace)
+    # pasta closes what it inherits; that of 2023 does not, and can open nothing else. /proc knows
+    # this process by its number outside.
+    outside = f"/proc/{os.readlink('/proc/self')}/fd/{namespace}"  # noqa: PTH115
+    inherited = f"/proc/self/fd/{namespace}"
+    if name == "pasta":
+        tries = [(_pasta(program, outside), ""), (_pasta(program, inherited), "")]
+    else:
+        tries = _slirp(program, inherited)
+    os.set_inheritable(namespace, True)
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)  # or /proc shows its descriptors to nobody
+    try:
+        started = _first(name, tries, control)
+    finally:
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        os.set_inheritable(namespace, False)
+    if name == "pasta" and (fault := stream_fault(namespace)):
+        raise StackFailed(fault)
+    return started
+
+
+def _first(name: str, tries: list[tuple[list[str], str]], control: socket.socket) -> Started:
+    """The first way that works."""
     failures = []
     for command, weaker in tries:
         try:
-            _fence_in(_start(command, namespace, control, says_ready=name != "pasta"))
+            _fence_in(_start(command, control, says_ready=name != "pasta"))
         except StackFailed as error:
             failures.append(str(error))
             continue
         notes = (f"{name} runs without {weaker}: {failures[0]}",) if weaker else ()
         return Started(name, notes)
-    raise StackFailed(failures[0])
+    raise StackFailed(failures[-1] if name == "pasta" else failures[0])
 
 
-def _slirp(program: str, namespace: int) -> list[tuple[list[str], str]]:
+def _slirp(program: str, namespace: str) -> list[tuple[list[str], str]]:
     fences = ["--enable-sandbox", "--enable-seccomp"]
 
     def command(fences: list[str]) -> list[str]:
         options = ["--disable-host-loopback", f"--mtu={tap.MTU}", "--netns-type=path", *fences]
-        return [program, *options, f"/proc/self/fd/{namespace}", tap.NAME]
+        return [program, *options, namespace, tap.NAME]
 
     return [
         (command(fences), ""),
@@ -86,25 +108,22 @@ def _slirp(program: str, namespace: int) -> list[tuple[list[str], str]]:
     ]
 
 
-def _pasta(program: str, namespace: int) -> list[str]:
+def _pasta(program: str, namespace: str) -> list[str]:
     command = [program, "--ipv4-only", "--no-map-gw", "--ns-ifname", tap.NAME]
     command += ["--address", tap.ADDRESS, "--netmask", "24", "--gateway", tap.GATEWAY]
     command += ["--mtu", str(tap.MTU), "--dns-forward", tap.RESOLVER]
     for option in ("--tcp-ports", "--udp-ports", "--tcp-ns", "--udp-ns"):
         command += [option, "none"]
     command += ["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--no-netns-quit"]
-    return [*command, "--netns-only", "--netns", f"/proc/self/fd/{namespace}"]
+    return [*command, "--netns-only", "--netns", namespace]
 
 
-def _start(
-    command: list[str], namespace: int, control: socket.socket, *, says_ready: bool
-) -> int | None:
+def _start(command: list[str], control: socket.socket, *, says_ready: bool) -> int | None:
     ready, tell = os.pipe2(os.O_CLOEXEC)
     errors, complain = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     if says_ready:
         os.set_inheritable(tell, True)
         command = [command[0], f"--ready-fd={tell}", *command[1:]]
-    os.set_inheritable(namespace, True)
     try:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         pid = os.posix_spawn(
@@ -126,8 +145,6 @@ def _start(
             os.close(descriptor)
         what = f"{command[0]}: {error.strerror}"
         raise StackFailed(what) from error
-    finally:
-        os.set_inheritable(namespace, False)
     os.close(tell)
     os.close(complain)
     try:
