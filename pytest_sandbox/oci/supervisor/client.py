@@ -178,6 +178,10 @@ class Supervisor:
             if self._socket is not None:
                 messages.send(self._socket, {"cancel": number})
 
+    def start(self) -> None:
+        """Start it now, and not with the first job. Raises NoIds, RuntimeUnavailable."""
+        self._connection()
+
     def listen(self, listener: socket.socket) -> None:
         """Let others reach the supervisor through a listening SEQPACKET socket."""
         with self._lock:

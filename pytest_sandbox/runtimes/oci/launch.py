@@ -398,7 +398,8 @@ def clear(call: Call) -> dict[str, Any]:
             folder.rename(aside)
     for note in args["files"]:
         Path(note).unlink(missing_ok=True)
-    call.send({"cleared": usage})
+    with contextlib.suppress(OSError):  # the caller may be gone; the rest has to be done
+        call.send({"cleared": usage})
     shutil.rmtree(aside, ignore_errors=True)
     if args["record"]:
         from pytest_sandbox.runtimes.oci.containers import ending

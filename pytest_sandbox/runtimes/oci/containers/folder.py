@@ -229,8 +229,10 @@ def write_end(folder: Path, end: Ending) -> None:
 def read_end(source: Path | int) -> Ending | None:
     """The end as a folder tells it, or an open `end` file; None before it."""
     try:
-        here = isinstance(source, int)
-        data = os.pread(source, 4096, 0) if here else (source / END).read_bytes()
+        if isinstance(source, Path):
+            data = (source / END).read_bytes()
+        else:
+            data = os.pread(source, 4096, 0)
         return Ending.read(json.loads(data)) if data else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
