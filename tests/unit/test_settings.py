@@ -71,7 +71,7 @@ def test_known_runtimes_and_addresses(name):
 
 
 def test_an_unknown_runtime_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"unknown runtime 'dokcer'; next: use one of auto, dock"):
+    with pytest.raises(UsageError, match=r"unknown runtime 'dokcer'; next: use one of auto, oci, dock"):
         read({"runtime": "dokcer"})
     assert read({"runtime": "mine"}, any_runtime=True).runtime == "mine"
 
@@ -82,7 +82,7 @@ def test_pytest_refuses_an_unknown_runtime_before_it_collects(pytester: pytest.P
     result = pytester.runpytest_subprocess("--sandbox-runtime=dokcer", "-p", "no:cacheprovider")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["ERROR: --sandbox-runtime: unknown runtime 'dokcer'; next: use one of auto, docker, *"]
+        ["ERROR: --sandbox-runtime: unknown runtime 'dokcer'; next: use one of auto, oci, docker, *"]
     )
 
 

@@ -88,7 +88,8 @@ def test_the_probe(name: str):
     assert facts.kind == (
         "bash" if b"BASH" in run(name, b"echo ${BASH_VERSION:+BASH}").stdout else "plain"
     )
-    assert facts.env.startswith("/")
+    # A busybox that prefers its own applets tells no path.
+    assert facts.env.startswith("/") or name == "busybox"
     assert facts.base["PATH"] == "/bin"
     assert facts.cgroups in {"", "v1", "v2"}
 
