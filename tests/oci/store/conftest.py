@@ -8,8 +8,10 @@ import pytest
 
 from pytest_sandbox.oci.ids import NoIds, find_ids
 from pytest_sandbox.oci.registry import Registry
+from pytest_sandbox.oci.retries import RetryRule
 from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.supervisor import Supervisor
+from tests.oci.registry.scripted import Scripted
 from tests.oci.store.seeing import listing
 
 
@@ -36,7 +38,15 @@ def store(supervisor, tmp_path):
 
 
 @pytest.fixture
-def client(tmp_path):
-    """A registry client without credentials."""
-    with Registry(environ={"HOME": str(tmp_path)}) as found:
+def client():
+    """A registry client without credentials; it does not wait between tries."""
+    rule = RetryRule(sleep=lambda _: None)
+    with Registry(environ={}, rule=rule, timeout=20) as found:
+        yield found
+
+
+@pytest.fixture
+def server():
+    """A scripted registry."""
+    with Scripted() as found:
         yield found
