@@ -13,7 +13,7 @@ from typing import Final
 
 from pytest_sandbox.oci import linux
 
-PATIENCE: Final = 2.0
+PATIENCE: Final = 1.0
 """Seconds; a good stack needs some milliseconds."""
 _SIZE: Final = 300_000
 
