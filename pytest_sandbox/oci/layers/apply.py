@@ -252,7 +252,11 @@ class Applier:
             else:
                 self._dress(member, found, new=False)
                 return
+        self._begin(made)
         self._dress(member, made, new=True)
+
+    def _begin(self, folder: Folder) -> None:
+        """A listed folder was made."""
 
     def _dress(self, member: Member, folder: Folder, *, new: bool) -> None:
         """Give a folder what the layer says of it."""
@@ -353,8 +357,7 @@ class Applier:
         except FileNotFoundError:
             raise self._no_target(member) from None
 
-    @staticmethod
-    def _no_target(member: Member) -> Refused:
+    def _no_target(self, member: Member) -> Exception:
         return Refused(f"it is a hard link to {os.fsdecode(member.link)!r}, which does not exist")
 
     def _set_xattrs(self, member: Member, target: int | bytes) -> None:
@@ -398,10 +401,7 @@ class Applier:
                 path = path.rpartition(b"/")[0]
 
     def _whiteout(self, parent: bytes, base: bytes) -> None:
-        name = base[len(WHITEOUT) :]
-        if base != OPAQUE and name in {b"", b".", b".."}:
-            msg = "a whiteout names no file"
-            raise Refused(msg)
+        name = self._whiteout_name(base)
         if self._ours is None:
             return  # nothing lies below
         folder = self.folders.walk(parent, make=False)
@@ -414,6 +414,15 @@ class Applier:
         else:
             with contextlib.suppress(FileNotFoundError):
                 self._remove(folder, name)
+
+    @staticmethod
+    def _whiteout_name(base: bytes) -> bytes:
+        """What a whiteout removes. Raises Refused."""
+        name = base[len(WHITEOUT) :]
+        if base != OPAQUE and name in {b"", b".", b".."}:
+            msg = "a whiteout names no file"
+            raise Refused(msg)
+        return name
 
     def _hide(self, todo: list[bytes]) -> None:
         """Remove what is in these folders, but for what this layer brought."""

@@ -35,7 +35,7 @@ def changes(upper: int, lower: int, bounds: Bounds) -> Changed:
         return folders.walk_plain(parent), name
 
     try:
-        if _is_opaque(upper):
+        if xattrs.is_opaque(upper):
             found.removed.extend(_hidden(upper, lower, b""))
         for node in trees.walk(upper, most=bounds.path):
             while hidden and not node.path.startswith(hidden[-1] + b"/"):
@@ -56,7 +56,7 @@ def changes(upper: int, lower: int, bounds: Bounds) -> Changed:
                 inside = folders.walk_plain(node.path)
                 if inside is None:
                     continue
-                if hidden or _is_opaque(node.descriptor):
+                if hidden or xattrs.is_opaque(node.descriptor):
                     hidden.append(node.path)
                     found.removed.extend(_hidden(node.descriptor, inside.descriptor, node.path))
     finally:
@@ -71,10 +71,6 @@ def _look(folder: Folder, name: bytes) -> os.stat_result | None:
         return os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
     except FileNotFoundError:
         return None
-
-
-def _is_opaque(descriptor: int) -> bool:
-    return xattrs.split(descriptor)[1].get("opaque") == b"y"
 
 
 def _hidden(upper: int, lower: int, path: bytes) -> list[str]:

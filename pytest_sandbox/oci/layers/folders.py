@@ -21,6 +21,7 @@ OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MOST_LINKS: Final = 255
 """So many links in one path are followed (umoci and filepath-securejoin stop there too)."""
 _HELD: Final = 128
+_ALIASES: Final = 1000
 _NO_FOLDER: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
 
 
@@ -84,7 +85,7 @@ class Folders:
     def walk(self, path: bytes, *, make: bool) -> Folder | None:
         """The folder at a path without `.`, `..` and empty names.
 
-        Missing ones are made (0755, root's) with `make`; without it the answer is None, also where
+        Missing ones are made (0755, ours) with `make`; without it the answer is None, also where
         a file stands in the way. Raises NotADirectoryError and OSError (ELOOP, ENAMETOOLONG).
         """
         held = self._held
@@ -94,59 +95,76 @@ class Folders:
         if found is not None:
             held.move_to_end(found.path)
             return found
-        start, _, rest = path.rpartition(b"/")
-        todo = [rest]
-        while start and start not in held:
-            start, _, rest = start.rpartition(b"/")
-            todo.append(rest)
-        try:
-            found = self._steps(held[start], todo, make=make)
-        except FileNotFoundError:
-            if make:
-                raise
+        found, missing = self.locate(path)
+        if missing and not make:
             return None
-        except NotADirectoryError:
-            if make:
-                raise
-            return None
+        for name in missing:
+            try:
+                found = self.make(found, name)
+            except FileExistsError:
+                what = "not a folder"
+                raise NotADirectoryError(errno.ENOTDIR, what, found.below(name)) from None
+            self.made(found)
         if found.path != path:
-            if len(self._aliases) > 1000:
+            if len(self._aliases) > _ALIASES:
                 self._aliases.clear()
             self._aliases[path] = found.path
         return found
 
-    def _steps(self, folder: Folder, todo: list[bytes], *, make: bool) -> Folder:
+    def locate(self, path: bytes) -> tuple[Folder, list[bytes]]:
+        """The last folder that is there on the way to a path, and the names that are missing.
+
+        A missing name, or a file's, stays where it is until `..` in a link's text takes it back.
+        """
+        start, _, rest = path.rpartition(b"/")
+        todo = [rest]
+        while start and start not in self._held:
+            start, _, rest = start.rpartition(b"/")
+            todo.append(rest)
+        folder = self._held[start]
+        missing: list[bytes] = []
         links = 0
         while todo:
             name = todo.pop()
             if name in {b"", b"."}:
                 continue
+            if missing:
+                if name == b"..":
+                    missing.pop()
+                else:
+                    missing.append(name)
+                continue
             if name == b"..":
                 folder = self._literal(folder.path.rpartition(b"/")[0])
                 continue
-            known = self._held.get(folder.below(name))
-            if known is not None:
-                self._held.move_to_end(known.path)
-                folder = known
-                continue
-            try:
-                folder = self.enter(folder, name)
-            except FileNotFoundError:
-                if not make:
-                    raise
-                folder = self.make(folder, name)
-                self.made(folder)
-            except OSError as error:
-                if error.errno not in _NO_FOLDER:
-                    raise
+            there = self._step(folder, name)
+            if there is None:
+                missing.append(name)
+            elif isinstance(there, Folder):
+                folder = there
+            else:
                 links += 1
-                target = _link_text(folder, name)
                 if links > MOST_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from None
-                if target.startswith(b"/"):
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+                if there.startswith(b"/"):
                     folder = self._base
-                todo += reversed(target.split(b"/"))
-        return folder
+                todo += reversed(there.split(b"/"))
+        return folder, missing
+
+    def _step(self, folder: Folder, name: bytes) -> Folder | bytes | None:
+        """What a name is: a folder, a link's text, or nothing that leads on."""
+        known = self._held.get(folder.below(name))
+        if known is not None:
+            self._held.move_to_end(known.path)
+            return known
+        try:
+            return self.enter(folder, name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                raise
+        return _link_text(folder, name)
 
     def _literal(self, path: bytes) -> Folder:
         """The folder at a path that has no links in it."""
@@ -231,11 +249,11 @@ def _close(folder: Folder) -> None:
         os.close(folder.descriptor)
 
 
-def _link_text(folder: Folder, name: bytes) -> bytes:
-    """A link's text. Raises NotADirectoryError for what is neither folder nor link."""
+def _link_text(folder: Folder, name: bytes) -> bytes | None:
+    """A link's text; None for what is neither folder nor link."""
     try:
         return os.readlink(name, dir_fd=folder.descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    raise NotADirectoryError(errno.ENOTDIR, "not a folder", folder.below(name))
+    return None

@@ -6,9 +6,15 @@ to it. All raise OSError as the kernel does.
 
 apply    fds: the packed layer (file or pipe), the tree [, the diff folder of the layer below, whose
          mode, owner, attributes and times the tree's root takes first]. args: `layer` (its name in
-         messages), `diff_id` (left out: not checked), `bounds`. Gives `diff_id`, `size` (unpacked
-         bytes), `packed` (bytes read), `entries`, `devices`, `xattrs`, `first_xattr` (see
-         Applied). Raises InvalidImage; the tree is then to be thrown away.
+         messages), `diff_id` (left out: not checked), `first` (an image's first layer: the root
+         begins with 0755 and the time 0), `bounds`. Gives `diff_id`, `size` (unpacked bytes),
+         `packed` (bytes read), `entries`, `devices`, `xattrs`, `first_xattr` (see Applied). Raises
+         InvalidImage; the tree is then to be thrown away.
+ahead    The same for a layer whose lower ones are still on their way: the tree is the new, empty
+         upper folder itself. Gives `pending` too, for settle; or `redo`, a reason why this layer
+         must be applied again, on top of the lower ones.
+settle   fds: the upper folder, the view of the layers below it, the diff folder of the layer below.
+         args: `pending`. Completes what `ahead` began. Gives `redo`, empty when all is well.
 diff     fds: the tree, a stream to write to. args: `overlay` (it is an overlay's upper folder),
          `pack` ("", "gzip" or "zstd"), `bounds`. Gives `diff_id`, `size`, `digest`, `packed` (the
          written bytes), `sockets` (left out). Raises SandboxError.
@@ -63,8 +69,30 @@ def apply(call: Call) -> dict[str, Any]:
         layer=call.args.get("layer", "layer"),
         diff_id=call.args.get("diff_id"),
         like=call.fds[2] if len(call.fds) > 2 else None,
+        first=bool(call.args.get("first")),
     )
     return layer.told()
+
+
+def ahead(call: Call) -> dict[str, Any]:
+    """Apply one layer to its upper folder, before the layers below it are there."""
+    from pytest_sandbox.oci.layers.ahead import apply_ahead
+
+    _many_descriptors()
+    return apply_ahead(
+        call.fds[0],
+        call.fds[1],
+        _bounds(call),
+        layer=call.args.get("layer", "layer"),
+        diff_id=call.args.get("diff_id"),
+    )
+
+
+def settle(call: Call) -> dict[str, Any]:
+    """Complete such an upper folder from the layers below it."""
+    from pytest_sandbox.oci.layers.settle import settle
+
+    return {"redo": settle(call.fds[0], call.fds[1], call.fds[2], call.args["pending"])}
 
 
 def diff(call: Call) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pytest_sandbox.errors import InvalidImage
 from pytest_sandbox.oci.layers import xattrs
@@ -50,6 +50,30 @@ def _first(line: str) -> int:
     return int(line.split(maxsplit=1)[0])
 
 
+class Opened:
+    """A layer's stream that is being read."""
+
+    def __init__(self, stream: int, bounds: Bounds, layer: str) -> None:
+        self._layer = layer
+        self._source = Unpacked(stream, bounds, name=layer)
+        self.reader = Reader(self._source, bounds, name=layer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    def finish(self, diff_id: str | None, applied: Applied) -> Layer:
+        """What was applied. Raises InvalidImage for another diff id than this."""
+        source = self._source
+        if diff_id is not None and source.digest != diff_id:
+            found = f"{self._layer}: its unpacked content has the digest {source.digest}"
+            what = f"{found}, not {diff_id}"
+            raise InvalidImage(what, next_step="do not use this image; ask who serves it")
+        return Layer(source.digest, source.size, source.packed, applied)
+
+
 def apply_layer(
     stream: int,
     root: int,
@@ -59,10 +83,12 @@ def apply_layer(
     diff_id: str | None = None,
     ids: Ids | None = None,
     like: int | None = None,
+    first: bool = False,
 ) -> Layer:
     """Apply the layer that comes from `stream` to the tree in `root`.
 
-    `root` takes mode, owner, attributes and times of the folder `like` first. `layer` is the name
+    `root` takes mode, owner, attributes and times of the folder `like` first; that of an image's
+    `first` layer begins with 0755 and the time 0. `layer` is the name
     in messages; `ids` are those that files may have (None: all that this process can give). Raises
     InvalidImage; the tree is then in pieces, and to be thrown away.
     """
@@ -70,17 +96,12 @@ def apply_layer(
         copy_status(like, root)
     with os.scandir(root) as entries:
         fresh = like is None and next(entries, None) is None
-    source = Unpacked(stream, bounds, name=layer)
-    try:
-        reader = Reader(source, bounds, name=layer)
-        applier = Applier(root, reader, bounds, ids=ids or own_ids(), fresh=fresh)
-        applied = applier.apply()
-    finally:
-        source.close()
-    if diff_id is not None and source.digest != diff_id:
-        what = f"{layer}: its unpacked content has the digest {source.digest}, not {diff_id}"
-        raise InvalidImage(what, next_step="do not use this image; ask who serves it")
-    return Layer(source.digest, source.size, source.packed, applied)
+    if first:
+        os.fchmod(root, 0o755)
+        os.utime(root, ns=(0, 0))
+    with Opened(stream, bounds, layer) as opened:
+        applier = Applier(root, opened.reader, bounds, ids=ids or own_ids(), fresh=fresh)
+        return opened.finish(diff_id, applier.apply())
 
 
 def copy_status(source: int, target: int) -> None:

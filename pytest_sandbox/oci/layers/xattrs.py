@@ -84,3 +84,8 @@ def split(target: int | bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
         elif not dropped(name):
             kept[name] = os.getxattr(target, name, follow_symlinks=follow)
     return kept, overlay
+
+
+def is_opaque(descriptor: int) -> bool:
+    """Whether an overlay's upper folder hides what lies below it."""
+    return split(descriptor)[1].get("opaque") == b"y"

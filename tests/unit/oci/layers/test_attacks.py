@@ -194,7 +194,7 @@ HARMLESS = {
     ),
     "a magic link to what is open": (
         symlink(b"p", b"/proc/self/cwd/..") + file(b"p/canary", b"x"),
-        ["p", "proc/", "proc/self/", "proc/self/canary", "proc/self/cwd/"],
+        ["p", "proc/", "proc/self/", "proc/self/canary"],
     ),
     "backslashes and drives": (
         file(b"..\\..\\canary", b"x") + file(b"C:\\canary", b"x"), ["..\\..\\canary", "C:\\canary"],
