@@ -10,7 +10,24 @@ import click
 
 from pytest_sandbox.errors import SandboxError, UsageError
 
-VERBS: Final = ("inspect", "plan", "spec", "lint", "migrate", "image", "shell", "doctor")
+VERBS: Final = (
+    "inspect",
+    "plan",
+    "spec",
+    "lint",
+    "migrate",
+    "image",
+    "shell",
+    "doctor",
+    "run",
+    "ps",
+    "logs",
+    "exec",
+    "stop",
+    "kill",
+    "wait",
+    "rm",
+)
 """Each is a module of this package with a click command (or group) called `command`."""
 
 

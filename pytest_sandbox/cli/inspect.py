@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,7 +18,7 @@ from pytest_sandbox.cli.configuration import (
     recipe_files,
     recipe_options,
 )
-from pytest_sandbox.errors import RecipeError, SandboxError
+from pytest_sandbox.errors import RecipeError, SandboxError, UsageError
 from pytest_sandbox.images.name import image_name
 from pytest_sandbox.images.requirements import (
     NOTHING,
@@ -35,7 +37,6 @@ from pytest_sandbox.targets import LINUX_TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from pytest_sandbox.images.requirements import SystemRequirements
     from pytest_sandbox.plans.catalogue import Catalogue
@@ -224,8 +225,12 @@ def command(
 ) -> None:
     """Show what recipes (files, or folders of them) come to on each target.
 
-    All ten Linux targets unless --target names some. Exits with 1 if a recipe has errors.
+    All ten Linux targets unless --target names some. Exits with 1 if a recipe has errors. The name
+    or id of a sandbox that `run` started shows that sandbox.
     """
+    paths = _show_sandboxes(paths, as_json=as_json)
+    if not paths:
+        return
     settings = cli_settings(**options)
     chosen = chosen_targets(targets, LINUX_TARGETS)
     catalogue = catalogue_for(paths, extra, settings)
@@ -238,6 +243,30 @@ def command(
     inspector = Inspector(settings, catalogue, parse_versions(settings.version))
     show = _json if as_json else _table
     sys.exit(1 if show(_all_lines(inspector, recipes, chosen)) else 0)
+
+
+def _show_sandboxes(names: Sequence[str], *, as_json: bool) -> tuple[str, ...]:
+    """Print the sandboxes among the arguments and give the rest: files and folders are recipes.
+
+    Raises UsageError for what is neither.
+    """
+    from pytest_sandbox.cli.containers import swept
+    from pytest_sandbox.cli.ps import description
+    from pytest_sandbox.runtimes.oci.containers.folder import UnknownSandbox
+
+    recipes = []
+    for name in names:
+        if "/" in name or name.endswith(".toml") or Path(name).exists():
+            recipes.append(name)
+            continue
+        try:
+            found = description(swept().find(name))
+        except UnknownSandbox:
+            msg = f"{name!r} is no recipe file or folder, and no name or id of a sandbox"
+            step = "pytest-sandbox ps -a lists the sandboxes"
+            raise UsageError(msg, next_step=step) from None
+        click.echo(json.dumps(found) if as_json else json.dumps(found, indent=2))
+    return tuple(recipes)
 
 
 def _load(path: Path) -> Recipe | Fault:

@@ -153,6 +153,12 @@ class Pipes:
                     return
                 pump.join(_LOOK)
 
+    def detach(self) -> list[int]:
+        """Our ends of its output, then of its input: somebody else copies."""
+        found = [*self._ours.values(), *([self._input] if self._input >= 0 else [])]
+        self._ours, self._input = {}, -1
+        return found
+
     def close(self) -> None:
         self.given()
         for descriptor in (*self._ours.values(), *([self._input] if self._input >= 0 else [])):

@@ -32,8 +32,8 @@ class Terminal:
         """`interactive`: what is typed goes there. Raises UsageError where there is no terminal."""
         found = next((n for n in ((0,) if interactive else (0, 1, 2)) if os.isatty(n)), None)
         if found is None:
-            which = "standard input is" if interactive else "none of our streams is"
-            msg = f"-t needs a terminal (tty), and {which} no terminal"
+            which = "standard input is not one" if interactive else "no stream of ours is one"
+            msg = f"-t needs a terminal (a tty), and {which}"
             raise UsageError(msg, next_step="leave -t out, or run it on a terminal")
         self._ours = found
         self._interactive = interactive
@@ -130,12 +130,12 @@ def _guard(terminal: int, reader: int, before: list[Any]) -> None:
     os.setsid()  # no signal of the terminal comes here, and it may be set from here
     mine = os.open(os.devnull, os.O_RDWR)
     terminal, reader = os.dup(terminal), os.dup(reader)
-    for number in range(3):
-        os.dup2(mine, number)
-    for descriptor in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
-        if descriptor not in {0, 1, 2, terminal, reader}:
+    for standard in range(3):
+        os.dup2(mine, standard)
+    for other in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if other not in {0, 1, 2, terminal, reader}:
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                os.close(other)
     if not os.read(reader, 1):
         time.sleep(0.02)  # what the sandbox still writes comes first
         termios.tcsetattr(terminal, termios.TCSANOW, before)
