@@ -59,6 +59,8 @@ class OciContainer:
         self._usage: dict[str, Any] = {}
         self._cleared = False
         self._removed = False
+        self._full = 0
+        self._was_full = False
 
     # --- its end ----------------------------------------------------------------------------
 
@@ -105,7 +107,12 @@ class OciContainer:
     def counters(self) -> Counters:
         if self._counters < 0:
             return Counters()
-        return Counters(*weak.COUNTERS.unpack(os.pread(self._counters, weak.COUNTERS.size, 0))[:2])
+        oom, pids, _ = weak.COUNTERS.unpack(os.pread(self._counters, weak.COUNTERS.size, 0))
+        # The watcher looks now and then; a command that could not fork ends at once.
+        full = weak.is_full(self.pid, self._runtime.supervisor.pid, self.order.limits)
+        self._full += full and not self._was_full
+        self._was_full = full
+        return Counters(oom, pids + self._full)
 
     def remove(self) -> None:
         with self._lock:
@@ -127,6 +134,7 @@ class OciContainer:
         env = {**base, **job.env}
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         nofile = min(self.order.limits.nofile or 1024, hard)
+        rlimits = {"RLIMIT_NOFILE": nofile, **weak.rlimits(self.order.limits)}
         args = {
             "id": self.id,
             "pid": self.pid,
@@ -138,7 +146,7 @@ class OciContainer:
             "user": job.user,
             "tty": False,
             "no_new_privileges": self.order.no_new_privileges,
-            "nofile": [nofile, nofile],
+            "rlimits": {name: [value, value] for name, value in rlimits.items()},
         }
         return OciExec(self._runtime.supervisor, job, args, self._said)
 

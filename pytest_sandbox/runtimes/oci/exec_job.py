@@ -137,6 +137,7 @@ def _process(args: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
         "capabilities": capabilities(user["uid"]),
         "noNewPrivileges": args["no_new_privileges"],
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": args["nofile"][0], "hard": args["nofile"][1]}
+            {"type": name, "soft": soft, "hard": hard}
+            for name, (soft, hard) in args["rlimits"].items()
         ],
     }

@@ -8,17 +8,18 @@ import signal
 import time
 from pathlib import Path
 
-from pytest_sandbox.runtimes.oci.weak import tree
+from pytest_sandbox.runtimes.oci.members import members
 
 
-def stop(root: int) -> list[int]:
-    """Stop everything below `root` (a host pid); those that were stopped.
+def stop(first: int, top: int) -> list[int]:
+    """Stop every process of the sandbox of `first` but that one; those that were stopped (see
+    members for `top`).
 
     A process that forks meanwhile is found by looking again: a stopped one starts nothing new.
     """
     stopped: list[int] = []
     for _ in range(100):
-        new = [pid for pid in tree(root)[1:] if pid not in stopped]
+        new = [pid for pid in members(first, top)[1:] if pid not in stopped]
         if not new:
             break
         for pid in new:

@@ -116,14 +116,14 @@ class OciRuntime:
         """Use of resources where there is no cgroup."""
         from pytest_sandbox.runtimes.oci.watched import tree_stats
 
-        return tree_stats(pid, peak)
+        return tree_stats(pid, self.supervisor.pid, peak)
 
     @contextlib.contextmanager
     def frozen(self, container: OciContainer) -> Iterator[None]:
         """Every process of a sandbox is stopped inside this context."""
         from pytest_sandbox.runtimes.oci.freezing import resume, stop
 
-        stopped = stop(container.pid)
+        stopped = stop(container.pid, self.supervisor.pid)
         try:
             yield
         finally:

@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 
 from pytest_sandbox.runtimes.base import Stats
-from pytest_sandbox.runtimes.oci.weak import tree
+from pytest_sandbox.runtimes.oci.members import members
 
 
-def tree_stats(pid: int, peak: int) -> Stats:
-    """What the processes below `pid` and those that they waited for have used; `peak` is the
-    watcher's (bytes).
+def tree_stats(first: int, top: int, peak: int) -> Stats:
+    """What the processes of a sandbox and those that they waited for have used; `peak` is the
+    watcher's (bytes). See members for `first` and `top`.
     """
     ticks, written, resident = 0, 0, 0
-    for one in tree(pid):
+    for one in members(first, top):
         with contextlib.suppress(OSError, IndexError, ValueError):
             fields = Path(f"/proc/{one}/stat").read_text("utf-8", "replace").rpartition(")")[2]
             ticks += sum(int(word) for word in fields.split()[11:15])

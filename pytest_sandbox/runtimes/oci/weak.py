@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.oci import linux
+from pytest_sandbox.runtimes.oci.members import members
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_sandbox.runtimes.oci.order import LimitOrder
 
 COUNTERS: Final = struct.Struct("=QQQ")
 """Memory kills, times that the number of processes was at its limit, peak of memory in bytes."""
 _PERIOD: Final = 0.04
 _PAGE: Final = mmap.PAGESIZE
+_KILL: Final = signal.SIGKILL
 
 
 def rlimits(limits: LimitOrder) -> dict[str, int]:
@@ -57,24 +61,37 @@ def impose(pid: int, limits: LimitOrder, counters: int) -> list[int]:
         os._exit(0)
 
 
-def _watch(root: int, memory: int | None, pids: int | None, counters: int) -> None:
-    linux.prctl(linux.PR_SET_PDEATHSIG, 0)
+def is_full(first: int, top: int, limits: LimitOrder) -> bool:
+    """Whether a sandbox has as many processes and threads as it may have (see members)."""
+    if "pids" not in limits.weak or limits.pids is None:
+        return False
+    return sum(_tasks(pid) for pid in members(first, top)) >= limits.pids - 1
+
+
+def _tasks(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
+    except OSError:
+        return 0
+
+
+def _watch(first: int, memory: int | None, pids: int | None, counters: int) -> None:
+    linux.prctl(linux.PR_SET_PDEATHSIG, 0)  # its parent is a job, which ends now
     kills, full, peak = 0, 0, 0
     was_full = False
-    while Path(f"/proc/{root}").exists():
+    while Path(f"/proc/{first}").exists():
         tasks, resident = 0, {}
-        for pid in tree(root):
+        for pid in members(first, os.getppid()):
             with contextlib.suppress(OSError, ValueError, IndexError):
                 fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
                 # Shared file pages are left out: many processes map the same.
                 resident[pid] = (int(fields[1]) - int(fields[2])) * _PAGE
-                tasks += len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
+                tasks += _tasks(pid)
         total = sum(resident.values())
         peak = max(peak, total)
         if memory is not None and total > memory:
-            largest = max(resident, key=lambda pid: resident[pid])
             with contextlib.suppress(ProcessLookupError):
-                os.kill(largest, signal.SIGKILL)
+                os.kill(max(resident, key=lambda pid: _badness(pid, resident, memory)), _KILL)
             kills += 1
         now_full = pids is not None and tasks >= pids - 1
         full += now_full and not was_full
@@ -83,14 +100,9 @@ def _watch(root: int, memory: int | None, pids: int | None, counters: int) -> No
         time.sleep(_PERIOD)
 
 
-def tree(root: int) -> list[int]:
-    """A process and everything below it."""
-    found, todo = [], [root]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-                text = Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="ascii")
-                todo += [int(word) for word in text.split()]
-    return found
+def _badness(pid: int, resident: Mapping[int, int], memory: int) -> float:
+    """As the kernel chooses: by memory, and what the process asked for (proc(5), oom_score_adj)."""
+    asked = 0
+    with contextlib.suppress(OSError, ValueError):
+        asked = int(Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii"))
+    return resident[pid] + asked * memory / 1000

@@ -1,0 +1,37 @@
+"""The processes of one sandbox, as the host sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def members(first: int, top: int) -> list[int]:
+    """Every process in the pid namespace of `first`, that one first.
+
+    They are all below `top`, the supervisor: what a sandbox starts is below its first process, what
+    the engine starts in it (an exec) is the supervisor's own child.
+    """
+    try:
+        space = os.stat(f"/proc/{first}/ns/pid").st_ino  # noqa: PTH116
+    except OSError:
+        return []
+    found = [first]
+    todo = _children(top)
+    while todo:
+        pid = todo.pop()
+        todo += _children(pid)
+        with contextlib.suppress(OSError):
+            if pid != first and os.stat(f"/proc/{pid}/ns/pid").st_ino == space:  # noqa: PTH116
+                found.append(pid)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+            text = Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="ascii")
+            found += [int(word) for word in text.split()]
+    return found
