@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,19 +17,20 @@ from pytest_sandbox.errors import Blame, BuildFailed
 from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.limits import Limits
 from pytest_sandbox.runtimes.base import BuildRequest
+from pytest_sandbox.runtimes.docker import DockerRuntime
+from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from tests.contract.conftest import RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_sandbox.runtimes.base import System
-    from pytest_sandbox.runtimes.docker import DockerRuntime
+    from pytest_sandbox.runtimes.base import Runtime, System
     from pytest_sandbox.targets import Target
 
 
 @pytest.fixture(autouse=True)
-def once(runtime: DockerRuntime) -> None:
-    if not runtime.fast_path:
+def once(runtime: Runtime) -> None:
+    if not getattr(runtime, "fast_path", True):
         pytest.skip("builds do not depend on how commands run")
 
 
@@ -50,16 +52,36 @@ def hash_of(request: BuildRequest) -> str:
     return request.dockerfile.partition(HASH_LABEL + '="')[2][:64]
 
 
-def left(runtime: DockerRuntime, request: BuildRequest) -> list[str]:
-    """Containers and images that carry the hash of a request."""
+@pytest.fixture
+def left(runtime: Runtime) -> Callable[[BuildRequest], list[str]]:
+    """What a build has left: containers and images with its hash, or what is new in the store."""
+    if isinstance(runtime, DockerRuntime):
+        return lambda request: left_on_engine(runtime, request)
+    assert isinstance(runtime, OciRuntime)
+    before = set(parts_of_builds(runtime))
+    return lambda _request: sorted(set(parts_of_builds(runtime)) - before)
+
+
+def left_on_engine(runtime: DockerRuntime, request: BuildRequest) -> list[str]:
     filters = {"label": [f"{HASH_LABEL}={hash_of(request)}"]}
     client = runtime.client
     found = client.containers(all=True, filters=filters) + client.images(filters=filters, all=True)
     return [entry["Id"] for entry in found]
 
 
+def parts_of_builds(runtime: OciRuntime) -> list[str]:
+    """Work, sandboxes of builds and their cgroups, and layers that belong to no image."""
+    store = runtime.store
+    found = [str(path) for name in ("tmp", "leases") for path in (store.root / name).iterdir()]
+    found += [str(path) for path in (store.root / "trash").glob("work.*")]
+    found += [str(path) for path in (store.root / "owners").glob("ps-build-*")]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob("**/*ps-build-*")]
+    used = {key for image in store.images() for key in image.keys}
+    return [*found, *(key for key in store.layers.all() if key not in used)]
+
+
 def test_build(
-    runtime: DockerRuntime, request_for: Callable[..., BuildRequest], start: Callable[..., System]
+    runtime: Runtime, request_for: Callable[..., BuildRequest], start: Callable[..., System]
 ):
     said: list[str] = []
     request = request_for(
@@ -89,7 +111,9 @@ def test_build(
 
 
 def test_a_failed_build_leaves_nothing(
-    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+    runtime: Runtime,
+    request_for: Callable[..., BuildRequest],
+    left: Callable[[BuildRequest], list[str]],
 ):
     request = request_for("RUN echo one >/one", "RUN { seq 1 30; echo to-stderr; } >&2; exit 42")
     with pytest.raises(BuildFailed) as caught:
@@ -100,12 +124,10 @@ def test_a_failed_build_leaves_nothing(
     assert error.blame is Blame.RECIPE
     assert error.details.splitlines()[-2:] == ["30", "to-stderr"]
     assert len(error.details.splitlines()) == 20
-    assert left(runtime, request) == []
+    assert left(request) == []
 
 
-def test_blame_is_read_from_the_output(
-    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
-):
+def test_blame_is_read_from_the_output(runtime: Runtime, request_for: Callable[..., BuildRequest]):
     request = request_for("RUN echo \"Temporary failure resolving 'mirror.invalid'\" >&2; exit 100")
     with pytest.raises(BuildFailed) as caught:
         runtime.build(request, lambda _line: None)
@@ -114,7 +136,9 @@ def test_blame_is_read_from_the_output(
 
 
 def test_a_build_that_takes_too_long(
-    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+    runtime: Runtime,
+    request_for: Callable[..., BuildRequest],
+    left: Callable[[BuildRequest], list[str]],
 ):
     request = request_for("RUN echo begun; sleep 60", timeout=2.0)
     began = time.monotonic()
@@ -123,12 +147,14 @@ def test_a_build_that_takes_too_long(
     assert time.monotonic() - began < 15
     assert caught.value.blame is Blame.TIMEOUT
     assert "begun" in caught.value.details
-    assert left(runtime, request) == []
+    assert left(request) == []
 
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_build_leaves_nothing(
-    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+    runtime: Runtime,
+    request_for: Callable[..., BuildRequest],
+    left: Callable[[BuildRequest], list[str]],
 ):
     request = request_for("RUN echo one >/one", "RUN sleep 60")
     begun = threading.Event()
@@ -149,17 +175,21 @@ def test_an_interrupted_build_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         runtime.build(request, say)
     thread.join()
-    assert left(runtime, request) == []
+    assert left(request) == []
 
 
-def test_memory_of_a_build(runtime: DockerRuntime, request_for: Callable[..., BuildRequest]):
+def test_memory_of_a_build(
+    runtime: Runtime,
+    request_for: Callable[..., BuildRequest],
+    left: Callable[[BuildRequest], list[str]],
+):
     request = request_for(
         "RUN dd if=/dev/zero of=/dev/null bs=400M count=1", limits=Limits(memory=64 << 20)
     )
     with pytest.raises(BuildFailed) as caught:
         runtime.build(request, lambda _line: None)
     assert caught.value.blame is Blame.LIMIT
-    assert left(runtime, request) == []
+    assert left(request) == []
 
 
 CHILD = """
@@ -167,21 +197,25 @@ import sys
 from pytest_sandbox.runtimes.base import BuildRequest
 from pytest_sandbox.runtimes.docker import DockerRuntime
 from pytest_sandbox.runtimes.locks import image_lock
+from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.targets import Target
 text = sys.stdin.read()
 request = BuildRequest("tsuku/sandbox-test:child", Target.parse(sys.argv[1]), text,
                        {"Dockerfile": text.encode()}, network="none")
+runtime = {"docker": DockerRuntime, "oci": OciRuntime}[sys.argv[3]]()
 with image_lock(sys.argv[2]):
-    DockerRuntime().build(request, lambda line: print(line, flush=True))
+    runtime.build(request, lambda line: print(line, flush=True))
 """
 
 
 def test_a_build_whose_process_is_killed_is_reaped(
-    runtime: DockerRuntime, request_for: Callable[..., BuildRequest]
+    runtime: Runtime,
+    request_for: Callable[..., BuildRequest],
+    left: Callable[[BuildRequest], list[str]],
 ):
     request = request_for("RUN echo one >/one", "RUN sleep 60")
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(request.target), hash_of(request)],
+        [sys.executable, "-c", CHILD, str(request.target), hash_of(request), runtime.name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -194,15 +228,15 @@ def test_a_build_whose_process_is_killed_is_reaped(
         if "sleep 60" in line:
             break
     time.sleep(0.5)
-    held = left(runtime, request)
+    held = left(request)
     runtime.reap(lambda _owner, _created: False)
-    kept = left(runtime, request)
+    kept = left(request)
     child.kill()
     child.wait()
     child.stdout.close()
     assert set(held) <= set(kept), "a build that is under way was touched"
     deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and left(runtime, request):
+    while time.monotonic() < deadline and left(request):
         runtime.reap(lambda owner, _created: owner.run == RUN + "-nobody")
         time.sleep(0.2)
-    assert left(runtime, request) == []
+    assert left(request) == []

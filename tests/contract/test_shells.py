@@ -16,13 +16,12 @@ from tests.contract.conftest import RUN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_sandbox.runtimes.base import System
-    from pytest_sandbox.runtimes.docker import DockerRuntime
+    from pytest_sandbox.runtimes.base import Runtime, System
     from pytest_sandbox.targets import Target
 
 
 @pytest.fixture(scope="module")
-def bash_image(runtime: DockerRuntime, image: str, target: Target) -> Iterator[str]:
+def bash_image(runtime: Runtime, image: str, target: Target) -> Iterator[str]:
     """The same image with bash as its /bin/sh, as most families have it."""
     text = f"FROM {image}\nRUN test -x /bin/bash && ln -sf bash /bin/sh\n"
     name = f"tsuku/sandbox-test:bash-{RUN}"
@@ -59,7 +58,7 @@ def test_bash(start: Callable[..., System], bash_image: str):
 
 
 @pytest.fixture(scope="module")
-def bare_image(runtime: DockerRuntime, target: Target) -> Iterator[str]:
+def bare_image(runtime: Runtime, target: Target) -> Iterator[str]:
     """An image that holds one static program: it reads its stdin to the end."""
     name = f"tsuku/sandbox-test:bare-{RUN}"
     data = program(target.arch)

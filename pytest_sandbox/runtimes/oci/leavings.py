@@ -65,7 +65,9 @@ def sweep(runtime: OciRuntime, run: str) -> int:
 def reap(runtime: OciRuntime, is_dead: Callable[[Owner, float], bool]) -> int:
     """Remove what dead owners left; the number of things removed."""
     count = _collect(runtime, is_dead) + reap_folders(is_dead) + _rooms()
-    runtime.store.sweep_dead_work()
+    store = runtime.store
+    store.sweep_dead_work()
+    store.empty_trash(keep=store.uses.living()[0])
     return count
 
 

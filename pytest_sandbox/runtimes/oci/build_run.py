@@ -1,0 +1,178 @@
+"""One command of a build: run to its end in a sandbox whose upper folder stays."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import select
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.runtimes.build_blame import COLOUR, KEPT_LINES
+from pytest_sandbox.runtimes.oci import leavings, weak
+from pytest_sandbox.runtimes.owner import current_owner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_sandbox.oci.supervisor import Channel
+    from pytest_sandbox.runtimes.oci.order import Order
+    from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+
+RUN: Final = "build"
+"""What builds are called where sandboxes name the run that they belong to."""
+_START: Final = "pytest_sandbox.runtimes.oci.launch:start"
+_END: Final = 30.0
+"""A killed sandbox is gone within this many seconds, or its supervisor is not well."""
+_WIDEST: Final = 4096
+
+
+class Lines:
+    """The last lines that a command wrote, as people read them: no colours, no empty ones."""
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=KEPT_LINES)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    def feed(self, data: bytes, *, end: bool = False) -> None:
+        """Take the next bytes."""
+        *whole, self._rest = (self._rest + self._decoder.decode(data, end)).split("\n")
+        if end or len(self._rest) > 16 * _WIDEST:
+            whole.append(self._rest)
+            self._rest = ""
+        for text in whole:
+            # \r begins a line anew: what a progress display showed last is what counts
+            for line in COLOUR.sub("", text).splitlines():
+                if line.strip():
+                    self.last.append(line.rstrip()[:_WIDEST])
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended. `created` are the paths that were made in its root for mounts.
+
+    `timed_out`: it was ended at the deadline; `out_of_memory`: the kernel, or the weaker watcher,
+    ended a process of it.
+    """
+
+    status: int
+    timed_out: bool
+    out_of_memory: bool
+    created: tuple[str, ...]
+
+
+def run(runtime: OciRuntime, order: Order, lines: Lines, deadline: float) -> Ran:
+    """Run the command of `order` until it ends, or until `deadline` (of time.monotonic).
+
+    What is interrupted is ended first. Raises SandboxError where it cannot be started.
+    """
+    root = runtime.store.root
+    leavings.note(root, order.id, current_owner(RUN))
+    counters = -1
+    if order.limits.weak:
+        counters = os.memfd_create("pytest-sandbox-counters")
+        os.pwrite(counters, bytes(weak.COUNTERS.size), 0)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        extra = [counters] if counters >= 0 else []
+        try:
+            channel = runtime.supervisor.open(
+                _START, order.document(), [null, writer, writer, *extra]
+            )
+        finally:
+            os.close(null)
+            os.close(writer)
+        try:
+            started = channel.result()
+            ended = _Watch(channel, reader, lines).until(deadline)
+        except BaseException:
+            _end(channel)
+            raise
+        finally:
+            channel.close()
+        killed = bool(ended.usage.get("oom_kills"))
+        if counters >= 0:
+            killed = weak.COUNTERS.unpack(os.pread(counters, weak.COUNTERS.size, 0))[0] > 0
+        return Ran(ended.status, ended.timed_out, killed, tuple(started["created"]))
+    finally:
+        os.close(reader)
+        if counters >= 0:
+            os.close(counters)
+        leavings.forget(root, order.id)
+
+
+class _Watch:
+    """Reads what a sandbox writes, and what the supervisor says of it, until nothing is left."""
+
+    def __init__(self, channel: Channel, reader: int, lines: Lines) -> None:
+        self.status = 137
+        self.timed_out = False
+        self.usage: Mapping[str, Any] = {}
+        self._channel = channel
+        self._reader = reader
+        self._lines = lines
+        self._open = True
+        os.set_blocking(reader, False)
+
+    def until(self, deadline: float) -> _Watch:
+        poller = select.poll()
+        poller.register(self._channel.fileno(), select.POLLIN)
+        poller.register(self._reader, select.POLLIN)
+        gone = False
+        while not gone:
+            left = deadline - time.monotonic()
+            if self.timed_out and left < -_END:
+                break
+            if left <= 0 and not self.timed_out:
+                self.timed_out = True
+                self._channel.signal(signal.SIGKILL)
+            for descriptor, _ in poller.poll(1000 if self.timed_out else left * 1000 + 1):
+                if descriptor != self._reader:
+                    gone = self._hear()
+                elif not self._read():
+                    poller.unregister(self._reader)
+        while self._open and self._read():  # what it wrote before its end
+            pass
+        self._lines.feed(b"", end=True)
+        return self
+
+    def _hear(self) -> bool:
+        """Take one message; whether it was the last."""
+        received = self._channel.receive()
+        if received is None or "gone" in received[0]:
+            return True
+        message = received[0]
+        if "exit" in message:
+            code = int(message["exit"])
+            self.status = code if code >= 0 else 128 - code
+        elif "cleared" in message.get("said", {}):
+            self.usage = message["said"]["cleared"]
+        return False
+
+    def _read(self) -> bool:
+        """Read once; False where there is nothing (more)."""
+        try:
+            data = os.read(self._reader, 1 << 16)
+        except BlockingIOError:
+            return False
+        self._lines.feed(data)
+        self._open = bool(data)
+        return self._open
+
+
+def _end(channel: Channel) -> None:
+    """Kill what the channel belongs to, and wait until nothing but its folder is left."""
+    channel.signal(signal.SIGKILL)
+    deadline = time.monotonic() + _END
+    with contextlib.suppress(OSError, SandboxError):
+        while (left := deadline - time.monotonic()) > 0:
+            received = channel.receive(left)
+            if received is None or "gone" in received[0]:
+                return
