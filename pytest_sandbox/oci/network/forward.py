@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.oci.network.ports import Port
 
+LAST_WORDS: Final = 1.0
+"""Seconds for what a sandbox sent before its end."""
 _CHUNK: Final = 1 << 18
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -75,6 +77,7 @@ class Forwarder:
         self._paused: list[Callable[[], None]] = []
         self._datagrams: list[Datagrams] = []
         self._relays: set[Relay] = set()
+        self._listeners: list[int] = []
         self._over = False
         for port, sock in opened:
             if port.protocol == "udp":
@@ -84,8 +87,8 @@ class Forwarder:
                 self._listen(sock, port.container)
 
     def serve(self, until: Sequence[int]) -> None:
-        """Forward until one of the descriptors `until` has an event or hangs up; then close all
-        connections.
+        """Forward until one of the descriptors `until` has an event or hangs up, then what the
+        sandbox still said (at most LAST_WORDS seconds), and close everything.
         """
         for descriptor in until:
             self._loop.want(descriptor, select.EPOLLIN, self._stop)
@@ -98,6 +101,11 @@ class Forwarder:
             now = time.monotonic()
             for datagrams in self._datagrams:
                 datagrams.expire(now)
+        for descriptor in (*until, *self._listeners):
+            self._loop.forget(descriptor)
+        end = time.monotonic() + LAST_WORDS
+        while (left := end - time.monotonic()) > 0 and any(r.unsaid() for r in self._relays):
+            self._loop.turn(left)
         for relay in list(self._relays):
             relay.close()
         for datagrams in self._datagrams:
@@ -121,6 +129,7 @@ class Forwarder:
         def begin() -> None:
             self._loop.want(listener.fileno(), select.EPOLLIN, accept)
 
+        self._listeners.append(listener.fileno())
         begin()
 
 
@@ -210,6 +219,10 @@ class Relay:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.close()
+
+    def unsaid(self) -> bool:
+        """Whether the sandbox's side has not ended yet, or the client has not got all of it."""
+        return self._connected and (self._reading[1] or bool(self._waiting[0]))
 
     def close(self) -> None:
         """Close both ends."""

@@ -122,7 +122,8 @@ def main():
     background = []
     for line in sys.stdin:
         if line.strip() == "!end":
-            os.kill(pid, signal.SIGKILL)
+            for child in (*background, pid):
+                os.kill(child, signal.SIGKILL)
             end = time.monotonic() + 5
             while (left := children()) and time.monotonic() < end:
                 with contextlib.suppress(ChildProcessError):

@@ -120,3 +120,21 @@ def test_a_low_port_is_roots(user):
         else:
             assert "ordinary users" in box.told["error"]["what"]
             assert f"ip_unprivileged_port_start={low}" in box.told["error"]["next_step"]
+
+
+def test_the_last_words_of_a_sandbox_arrive(user):
+    """As with `echo hi | nc -l 8080` for its only process."""
+    with attached(user, stacks=["slirp4netns"], ports=[Port(8080)]) as box:
+        assert box.run(SERVICES, stays=True) == "up\n"
+        sent = b"x" * 2_000_000
+        with socket.create_connection(box.place(), 10) as sock:
+            sock.sendall(sent)
+            sock.shutdown(socket.SHUT_WR)
+            first = sock.recv(1)
+            assert box.end() == []  # with some of it in the proxy, and more in the kernel
+            got = b""
+            while data := sock.recv(65536):
+                got += data
+        whole = sent.upper() + b" from 10.0.2.100"
+        assert whole.startswith(first + got)
+        assert len(got) > 1_000_000
