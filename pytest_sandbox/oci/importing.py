@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import InvalidImage, UsageError
 from pytest_sandbox.oci import docker_archive, layout
+from pytest_sandbox.oci.applying import warm_up
 from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
 from pytest_sandbox.oci.layout_files import open_files
-from pytest_sandbox.oci.unpacking import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, UsageError
 from pytest_sandbox.oci.adding import add_image
+from pytest_sandbox.oci.applying import warm_up
 from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
 from pytest_sandbox.oci.manifests import diff_ids, parse_config
 from pytest_sandbox.oci.platforms import Platform, host_platform, normalise
 from pytest_sandbox.oci.progress import Silent
-from pytest_sandbox.oci.unpacking import LayerSource, warm_up
+from pytest_sandbox.oci.unpacking import LayerSource
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.descriptors import Descriptor

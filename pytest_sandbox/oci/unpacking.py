@@ -6,20 +6,24 @@ Whoever wants the same layer at the same time waits, and finds it there.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import InvalidImage, SandboxError
+from pytest_sandbox.errors import InvalidImage
+from pytest_sandbox.oci.applying import (
+    OtherSnapshotter,
+    apply_ahead,
+    apply_packed,
+    settle_ahead,
+)
 from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
 from pytest_sandbox.oci.digests import hex_of
 from pytest_sandbox.oci.images import ImageLayer
 from pytest_sandbox.oci.spool import Spool, Stopped
-from pytest_sandbox.oci.store import open_folder
 from pytest_sandbox.oci.store.layers import Layer
 
 if TYPE_CHECKING:
@@ -35,7 +39,6 @@ DOWNLOADS: Final = 4
 """So many layers come at once."""
 _WORTH_KNOWING: Final = 64 << 20
 """So many bytes are still fetched after a layer was refused, to learn whether they were damaged."""
-_JOBS: Final = "pytest_sandbox.oci.unpacking_jobs"
 _PATIENCE: Final = 2.0
 
 
@@ -160,10 +163,20 @@ class _Task:
     layer: Layer | None = None
     spool: Spool | None = None
     error: BaseException | None = None
+    free: threading.Lock = field(default_factory=threading.Lock)
+    done: threading.Event = field(default_factory=threading.Event)
+    outcome: tuple[Path, dict[str, Any]] | None = None
+    wrong: BaseException | None = None
+
+    def claim(self) -> bool:
+        """Whether the caller is the one who unpacks it."""
+        return self.free.acquire(blocking=False)
 
 
 class _Run:
-    """One call of `unpack_layers`: threads download, the caller's thread unpacks in order."""
+    """One call of `unpack_layers`: threads download and unpack ahead, the caller's thread brings
+    the layers in order.
+    """
 
     def __init__(
         self,
@@ -188,9 +201,12 @@ class _Run:
         self._over = threading.Event()
         self._waiting = deque(tasks)
         self._spools: dict[str, Spool] = {}
+        self._ahead = deque(tasks[1:] if store.snapshotter.layered else ())
+        kinds = (self._download, min(DOWNLOADS, len(tasks))), (self._go_ahead, len(self._ahead))
         self._threads = [
-            threading.Thread(target=self._download, name=f"sandbox-download-{number}", daemon=True)
-            for number in range(min(DOWNLOADS, len(tasks)))
+            threading.Thread(target=target, name=f"sandbox-{target.__name__}", daemon=True)
+            for target, count in kinds
+            for _ in range(min(count, DOWNLOADS))
         ]
         for thread in self._threads:
             thread.start()
@@ -252,7 +268,7 @@ class _Run:
         else:
             spool.end()
 
-    # --- the unpacking thread ---------------------------------------------------------------
+    # --- the unpacking threads --------------------------------------------------------------
 
     def finish(self, task: _Task) -> None:
         """Wait for a layer or unpack it, and publish it. Raises what went wrong."""
@@ -260,10 +276,10 @@ class _Run:
         if task.error is not None:
             raise task.error
         if task.layer is None:
-            pending, layer = self._unpack(task)
+            pending, told = self._settled(task) or self._unpack(task, self._apply)
             if task.spool is not None and self._keep:
                 self._publish_blob(task)
-            self._store.layers.publish(pending, layer)
+            self._store.layers.publish(pending, self._layer(task, pending, told))
         elif task.spool is not None:
             task.spool.wait()
             self._publish_blob(task)
@@ -276,25 +292,14 @@ class _Run:
         if not self._store.blobs.has(task.source.blob.digest, task.source.blob.size):
             task.spool.publish()
 
-    def _unpack(self, task: _Task) -> tuple[Path, Layer]:
-        while True:
-            pending = self._store.layers.begin(self._work.folder, task.key)
-            generation = 0 if task.spool is None else task.spool.generation
-            try:
-                if task.spool is None:
-                    told = self._from_blob(task, pending)
-                else:
-                    told = self._from_spool(task, task.spool, pending, generation)
-            except _Again:
-                continue
-            break
+    def _layer(self, task: _Task, pending: Path, told: dict[str, Any]) -> Layer:
         notes = []
         if told["xattrs"]:
             notes.append(
                 f"{told['xattrs']} extended attributes could not be set, the first of them at"
                 f" {told['first_xattr']}"
             )
-        layer = Layer(
+        return Layer(
             key=task.key,
             folder=pending,
             parent=task.parent,
@@ -305,21 +310,70 @@ class _Run:
             devices=told["devices"],
             notes=tuple(notes),
         )
-        return pending, layer
 
-    def _from_blob(self, task: _Task, pending: Path) -> dict[str, Any]:
+    def _go_ahead(self) -> None:
+        """Unpack layers whose lower ones are still on their way, lowest first."""
+        while not self._over.is_set():
+            try:
+                task = self._ahead.popleft()
+            except IndexError:
+                return
+            task.ready.wait()
+            if task.error is not None or task.layer is not None or not task.claim():
+                continue
+            try:
+                task.outcome = self._unpack(task, self._apply_ahead)
+            except BaseException as wrong:
+                task.wrong = wrong
+            finally:
+                task.done.set()
+
+    def _settled(self, task: _Task) -> tuple[Path, dict[str, Any]] | None:
+        """What went ahead, completed from the layers below; None if that has to be done anew."""
+        if task.claim():
+            return None  # nobody has begun
+        task.done.wait()
+        if task.wrong is not None:
+            raise task.wrong
+        assert task.outcome is not None
+        pending, told = task.outcome
+        if "redo" in told:
+            return None
+        redo = settle_ahead(self._store, pending, self._lowers(task), told["pending"])
+        return None if redo else (pending, told)
+
+    def _unpack(
+        self, task: _Task, apply: Callable[[_Task, int, Path], dict[str, Any]]
+    ) -> tuple[Path, dict[str, Any]]:
+        while True:
+            pending = self._store.layers.begin(self._work.folder, task.key)
+            try:
+                if task.spool is None:
+                    return pending, self._from_blob(task, pending, apply)
+                return pending, self._from_spool(task, task.spool, pending, apply)
+            except _Again:
+                continue
+
+    def _from_blob(
+        self, task: _Task, pending: Path, apply: Callable[[_Task, int, Path], dict[str, Any]]
+    ) -> dict[str, Any]:
         digest = task.source.blob.digest
         with self._store.blobs.open(digest) as file:
             try:
-                return self._apply(task, file.fileno(), pending)
+                return apply(task, file.fileno(), pending)
             except InvalidImage:
                 for _ in self._store.blobs.blocks(digest):
                     pass  # a damaged blob is said to be that, and is removed
                 raise
 
     def _from_spool(
-        self, task: _Task, spool: Spool, pending: Path, generation: int
+        self,
+        task: _Task,
+        spool: Spool,
+        pending: Path,
+        apply: Callable[[_Task, int, Path], dict[str, Any]],
     ) -> dict[str, Any]:
+        generation = spool.generation
         reader, pipe = os.pipe2(os.O_CLOEXEC)
 
         def feed() -> None:
@@ -332,7 +386,7 @@ class _Run:
         feeder.start()
         try:
             try:
-                told = self._apply(task, reader, pending)
+                told = apply(task, reader, pending)
             finally:
                 os.close(reader)
             feeder.join()
@@ -346,82 +400,36 @@ class _Run:
             if spool.generation != generation:
                 raise _Again from None
             raise
+        if "redo" in told:
+            return told
         spool.wait()
         if spool.generation != generation:
             raise _Again
         return told
+
+    def _lowers(self, task: _Task) -> list[str]:
+        return [below.key for below in self._tasks[: task.number]]
 
     def _apply(self, task: _Task, stream: int, pending: Path) -> dict[str, Any]:
         return apply_packed(
             self._store,
             stream,
             pending,
-            [below.key for below in self._tasks[: task.number]],
+            self._lowers(task),
             name=f"{self._name}, layer {task.number + 1}",
             diff_id=task.source.diff_id,
             bounds=self._bounds,
         )
 
-
-def apply_packed(
-    store: Store,
-    stream: int,
-    pending: Path,
-    lowers: Sequence[str],
-    *,
-    name: str,
-    diff_id: str,
-    bounds: Bounds = DEFAULT_BOUNDS,
-) -> dict[str, Any]:
-    """Unpack a layer that comes from a descriptor into `pending`/diff (see Layers.begin).
-
-    `lowers` are the keys of the layers below it, lowest first. Gives what layers.jobs.apply gives.
-    Raises InvalidImage, SandboxError.
-    """
-    args: dict[str, Any] = {"layer": name, "diff_id": diff_id, "bounds": asdict(bounds)}
-    with contextlib.ExitStack() as stack:
-
-        def opened(folder: Path) -> int:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
-            return descriptor
-
-        if not lowers:
-            fds = [stream, opened(pending / "diff")]
-            return store.caller.call(f"{_JOBS}:apply_first", args, fds)
-        args["snapshotter"] = store.snapshotter.name
-        if not store.snapshotter.layered:
-            below = open_folder(store.layers.folder(lowers[-1]) / "diff")
-            stack.callback(os.close, below)
-            fds = [stream, below, opened(pending / "diff")]
-            return store.caller.call(f"{_JOBS}:apply_full", args, fds)
-        args["lowers"] = [f"{key}/diff" for key in lowers]
-        beside = pending.with_name(f"{pending.name}.overlay")
-        beside.mkdir(mode=0o700)
-        folders = [store.root / "layers", pending / "diff", beside]
-        fds = [stream, *map(opened, folders)]
-        try:
-            return store.caller.call(f"{_JOBS}:apply_over", args, fds, where="host")
-        except InvalidImage:
-            raise
-        except (OSError, SandboxError):
-            if store.try_snapshotters():
-                raise OtherSnapshotter from None
-            raise
-
-
-def warm_up(store: Store) -> None:
-    """Start the supervisor, have it load what unpacking needs, without waiting for it."""
-
-    def call() -> None:
-        with contextlib.suppress(Exception):  # the first layer tells what is wrong
-            store.caller.call(f"{_JOBS}:ready", {})
-
-    threading.Thread(target=call, name="sandbox-warm-up", daemon=True).start()
-
-
-class OtherSnapshotter(Exception):
-    """Mounting failed, and another snapshotter was found: layers have to be unpacked for that."""
+    def _apply_ahead(self, task: _Task, stream: int, pending: Path) -> dict[str, Any]:
+        return apply_ahead(
+            self._store,
+            stream,
+            pending,
+            name=f"{self._name}, layer {task.number + 1}",
+            diff_id=task.source.diff_id,
+            bounds=self._bounds,
+        )
 
 
 class _Again(Exception):

@@ -12,6 +12,9 @@ import isal.igzip_lib  # noqa: F401 - most layers are gzip
 
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.layers import (
+    ahead as _ahead,  # noqa: F401 - jobs loads it late
+)
+from pytest_sandbox.oci.layers import (
     jobs,
     unpack,  # noqa: F401 - jobs loads it late
 )
@@ -19,6 +22,8 @@ from pytest_sandbox.oci.snapshots import find_snapshotter
 from pytest_sandbox.oci.snapshots.overlay import open_layers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_sandbox.oci.supervisor import Call
 
 
@@ -41,19 +46,9 @@ def apply_over(call: Call) -> dict[str, Any]:
     """
     stream, layers, upper, work = call.fds
     snapshotter = find_snapshotter(call.args["snapshotter"])
-    linux.unshare(linux.CLONE_NEWNS)
     lowers = open_layers(layers, call.args["lowers"])
-    target = os.path.join(call.room, f"apply-{os.getpid()}")  # noqa: PTH118
-    os.mkdir(target)  # noqa: PTH102
-    try:
-        snapshotter.mount(lowers, upper, work, target, volatile=True)
-        root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        linux.umount(target, linux.MNT_DETACH)
-    finally:
-        os.rmdir(target)  # noqa: PTH106
-    call.enter_ids()
-    below = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=lowers[-1])
-    call.fds = [stream, root, below]
+    root = _shown(call, lambda at: snapshotter.mount(lowers, upper, work, at, volatile=True))
+    call.fds = [stream, root, _reopened(lowers[-1])]
     told = jobs.apply(call)
     os.close(root)
     snapshotter.settle(upper)
@@ -72,10 +67,47 @@ def apply_full(call: Call) -> dict[str, Any]:
     return jobs.apply(call)
 
 
+def ahead(call: Call) -> dict[str, Any]:
+    """Apply a packed layer to its upper folder, before those below it are there: layers.jobs.ahead."""
+    return jobs.ahead(call)
+
+
+def settle(call: Call) -> dict[str, Any]:
+    """Complete what went ahead: layers.jobs.settle. To be called with where="host".
+
+    fds: the folder of all layers, the upper folder. args: `lowers`, `snapshotter`, `pending`.
+    """
+    layers, upper = call.fds
+    snapshotter = find_snapshotter(call.args["snapshotter"])
+    lowers = open_layers(layers, call.args["lowers"])
+    root = _shown(call, lambda at: snapshotter.mount(lowers, None, None, at, read_only=True))
+    call.fds = [upper, root, _reopened(lowers[-1])]
+    return jobs.settle(call)
+
+
+def _shown(call: Call, mount: Callable[[str], None]) -> int:
+    """Mount something for this process alone, and become root of the sandboxes' ids; its root."""
+    linux.unshare(linux.CLONE_NEWNS)
+    target = os.path.join(call.room, f"layers-{os.getpid()}")  # noqa: PTH118
+    os.mkdir(target)  # noqa: PTH102
+    try:
+        mount(target)
+        root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        linux.umount(target, linux.MNT_DETACH)
+    finally:
+        os.rmdir(target)  # noqa: PTH106
+    call.enter_ids()
+    return root
+
+
+def _reopened(folder: int) -> int:
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+
+
 def diff(call: Call) -> dict[str, Any]:
     """Pack a layer: layers.jobs.diff, with a tree that may be open as a mere path."""
     tree, stream = call.fds
-    call.fds = [os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree), stream]
+    call.fds = [_reopened(tree), stream]
     return jobs.diff(call)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageUnavailable, InvalidImage, SandboxError
+from pytest_sandbox.oci.applying import apply_packed
 from pytest_sandbox.oci.store import open_folder
-from pytest_sandbox.oci.unpacking import apply_packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
