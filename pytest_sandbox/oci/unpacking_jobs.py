@@ -33,6 +33,7 @@ def ready(call: Call) -> None:
 
 def apply_first(call: Call) -> dict[str, Any]:
     """Apply a packed layer to an empty folder: layers.jobs.apply."""
+    call.args["first"] = True
     return jobs.apply(call)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_sandbox.oci.layers import trees, xattrs
+from pytest_sandbox.oci.layers.decompress import BLOCK
 from pytest_sandbox.oci.layers.folders import Folder, Folders
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.bounds import Bounds
     from pytest_sandbox.oci.layers.trees import Node
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Changed(NamedTuple):
@@ -86,12 +89,28 @@ def _differs(node: Node, old: os.stat_result, folder: Folder | None, name: bytes
         return True
     if node.is_folder or folder is None:
         return False  # its time is another one whenever something in it is
-    if new.st_mtime_ns != old.st_mtime_ns:
-        return True
-    if new.st_size != old.st_size or new.st_rdev != old.st_rdev:
+    if (new.st_mtime_ns, new.st_size, new.st_rdev) != (old.st_mtime_ns, old.st_size, old.st_rdev):
         return True
     if node.is_link:
         mine = os.readlink(node.name, dir_fd=node.parent)
         return mine != os.readlink(name, dir_fd=folder.descriptor)
     theirs = b"/proc/self/fd/%d/%s" % (folder.descriptor, name)
-    return xattrs.read(node.handle()) != xattrs.read(theirs)
+    if xattrs.read(node.handle()) != xattrs.read(theirs):
+        return True
+    return node.is_file and not _same_content(node, folder, name)
+
+
+def _same_content(node: Node, folder: Folder, name: bytes) -> bool:
+    """Of two files that look alike: one was opened for writing, or its time was set back."""
+    mine = os.open(node.name, _READ, dir_fd=node.parent)
+    try:
+        theirs = os.open(name, _READ, dir_fd=folder.descriptor)
+        try:
+            while block := os.read(mine, BLOCK):
+                if os.read(theirs, len(block)) != block:
+                    return False
+            return not os.read(theirs, 1)
+        finally:
+            os.close(theirs)
+    finally:
+        os.close(mine)
