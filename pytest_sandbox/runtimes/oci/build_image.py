@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_sandbox.oci.digests import hex_of
 from pytest_sandbox.oci.images import ImageLayer, rfc3339
 from pytest_sandbox.oci.reference import parse_reference
-from pytest_sandbox.oci.store import Layer, open_folder
+from pytest_sandbox.oci.store import Layer
 from pytest_sandbox.oci.unpacking import chain_ids
 from pytest_sandbox.runtimes.oci import images
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.store import Store, Work
 
-_DIFF: Final = "pytest_sandbox.oci.unpacking_jobs:diff"
 _NOT_INHERITED: Final = ("rootfs", "history", "container", "container_config", "docker_version")
 """What a config says of how its own image came to be."""
 
@@ -135,7 +133,7 @@ class Draft:
     def _whole(self) -> NewLayer:
         last = self._layers[-1]
         if not last.diff_id:
-            told = digest(self._store, last.folder / "diff")
+            told = images.archive_of(self._store, last.folder / "diff")
             last = replace(last, diff_id=told["diff_id"], size=told["size"])
         return last
 
@@ -149,16 +147,6 @@ class Draft:
         ]
 
 
-def digest(store: Store, folder: Path) -> dict[str, Any]:
-    """`diff_id` and `size` of the archive that the layer in `folder` makes."""
-    tree, null = open_folder(folder), os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        return store.caller.call(_DIFF, {"overlay": True, "pack": ""}, [tree, null])
-    finally:
-        os.close(tree)
-        os.close(null)
-
-
 def _identified(store: Store, image: Image) -> tuple[ImageLayer, ...]:
     """The layers of an image, with the diff ids that snapshots have not got yet."""
     found = []
@@ -166,7 +154,7 @@ def _identified(store: Store, image: Image) -> tuple[ImageLayer, ...]:
         there = store.layer(layer.key)
         diff_id = layer.diff_id or there.diff_id
         if not diff_id:
-            diff_id = digest(store, there.diff)["diff_id"]
+            diff_id = images.archive_of(store, there.diff)["diff_id"]
             store.layers.note(there, diff_id=diff_id)
         found.append(replace(layer, diff_id=diff_id))
     return tuple(found)

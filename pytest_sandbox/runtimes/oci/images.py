@@ -13,16 +13,19 @@ from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.oci.images import Image, ImageLayer, rfc3339
 from pytest_sandbox.oci.platforms import Platform, host_platform, normalise
 from pytest_sandbox.oci.reference import Reference, parse_reference
+from pytest_sandbox.oci.store import Layer, open_folder
 from pytest_sandbox.runtimes.base import ImageInfo
 from pytest_sandbox.runtimes.owner import LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from pytest_sandbox.oci.store import Store
     from pytest_sandbox.targets import Target
 
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DIFF: Final = "pytest_sandbox.oci.unpacking_jobs:diff"
 _APPLY: Final = "pytest_sandbox.oci.layers.jobs:apply"
 
 
@@ -120,17 +123,17 @@ def load_rootfs(
             os.close(reader)
             os.close(diff)
             feeder.join()
-        key = found["diff_id"].partition(":")[2]
-        if store.layers.get(key) is None:
-            from pytest_sandbox.oci.store import Layer
-
+        # Its archive is what the layer gives again when the image is exported, not what came.
+        archive = archive_of(store, folder / "diff")
+        key = archive["diff_id"].partition(":")[2]
+        there = store.layers.get(key) is not None
+        if not there:
             layer = Layer(
                 key,
                 folder,
-                diff_id=found["diff_id"],
-                chain_id=found["diff_id"],
+                diff_id=archive["diff_id"],
                 entries=found["entries"],
-                bytes=found["size"],
+                bytes=archive["size"],
                 devices=found["devices"],
             )
             store.layers.publish(folder, layer)
@@ -139,12 +142,24 @@ def load_rootfs(
             "os": target.os,
             "created": rfc3339(time.time()),
             "config": {"Cmd": ["/bin/sh"], "Env": [_PATH], "Labels": dict(labels)},
-            "rootfs": {"type": "layers", "diff_ids": [found["diff_id"]]},
+            "rootfs": {"type": "layers", "diff_ids": [archive["diff_id"]]},
             "history": [{"created": rfc3339(time.time()), "created_by": "pytest-sandbox"}],
         }
-        layers = (ImageLayer(key, found["diff_id"]),)
+        layers = (ImageLayer(key, archive["diff_id"]),)
         image = record(store, parse_reference(reference), target.arch, config, layers)
+    if there:
+        store.empty_trash(keep=store.uses.living()[0])
     return shown(image, reference)
+
+
+def archive_of(store: Store, folder: Path) -> dict[str, Any]:
+    """`diff_id` and `size` of the archive that a layer makes, whose files are in `folder`."""
+    tree, null = open_folder(folder), os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return store.caller.call(_DIFF, {"overlay": True, "pack": ""}, [tree, null])
+    finally:
+        os.close(tree)
+        os.close(null)
 
 
 def record(
