@@ -48,6 +48,7 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
+_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _OPENAT2: Final = 437
@@ -122,6 +123,11 @@ def prctl(option: int, argument: int | bytes) -> None:
 
 def _syscall(number: int, *arguments: Any) -> int:
     return _check(int(_libc().syscall(ctypes.c_long(number), *arguments)))
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2): `new` becomes the root of every process whose root is the present one."""
+    _syscall(_PIVOT_ROOT[os.uname().machine], _path(new), _path(old))
 
 
 def openat2(folder: int, path: str | bytes, flags: int, *, mode: int = 0, resolve: int = 0) -> int:

@@ -10,7 +10,7 @@ from pytest_sandbox.runtimes.docker_exec import ExecCommand
 from pytest_sandbox.runtimes.shell import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
     from pytest_sandbox.runtimes.docker import DockerRuntime
@@ -58,7 +58,12 @@ class DockerContainer:
     def changes(self, mounted: Sequence[str]) -> Changes:
         return docker_files.changes(self._client, self.id, mounted)
 
-    def snapshot(self, name: str | None, labels: Mapping[str, str]) -> str:
+    def snapshot(
+        self,
+        name: str | None,
+        labels: Mapping[str, str],
+        ours: Collection[int],  # noqa: ARG002
+    ) -> str:
         return self._runtime.commit(self.id, name, labels)
 
     def remove(self) -> None:

@@ -25,7 +25,7 @@ from pytest_sandbox.runtimes.shell import Counters, Facts
 from pytest_sandbox.runtimes.workers import Pipes, Pool, WorkerLost, wait_for_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from pytest_sandbox.runtimes.base import SandboxSpec
@@ -74,7 +74,11 @@ class Engine(Protocol):
     def get(self, path: str) -> tuple[PathStat, Iterable[bytes]]: ...
     def stat(self, path: str) -> PathStat | None: ...
     def changes(self, mounted: Sequence[str]) -> Changes: ...
-    def snapshot(self, name: str | None, labels: Mapping[str, str]) -> str: ...
+    def snapshot(
+        self, name: str | None, labels: Mapping[str, str], ours: Collection[int]
+    ) -> str:
+        """`ours` are the pids inside that belong to us and write no files."""
+        ...
 
     def remove(self) -> None:
         """Remove it and everything of it."""
@@ -330,7 +334,7 @@ class LiveSystem:
                 done = kill_tree(
                     self._control,
                     hunt,
-                    ours=lambda: {1, self.facts.pid, *(self._pool.pids() if self._pool else ())},
+                    ours=self._own_pids,
                     other_workers=lambda: (
                         (self._pool.busy() - {hunt.worker}) if self._pool else set()
                     ),
@@ -338,6 +342,9 @@ class LiveSystem:
                 )
         if not done:
             self._ending.end("a command that had to end could not be ended")
+
+    def _own_pids(self) -> set[int]:
+        return {1, self.facts.pid, *(self._pool.pids() if self._pool else ())}
 
     def _finish(self, job: Job, status: int, before: Counters, after: Counters) -> Result:
         limit = job.ended
@@ -412,7 +419,7 @@ class LiveSystem:
 
     def snapshot(self, *, name: str | None = None, labels: Mapping[str, str] | None = None) -> str:
         self._ending.check()
-        return self.engine.snapshot(name, labels or {})
+        return self.engine.snapshot(name, labels or {}, self._own_pids())
 
     # --- what it says -------------------------------------------------------------------------
 

@@ -132,6 +132,12 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, errors.SandboxError):
         told |= {"what": error.what, "next_step": error.next_step, "details": error.details}
         told |= {"phase": str(error.phase), "blame": str(error.blame)}
+        told["module"] = type(error).__module__
+        told["more"] = {
+            name: value
+            for name, value in vars(error).items()
+            if name not in told and isinstance(value, (str, int, float, bool, type(None)))
+        }
     elif isinstance(error, OSError):
         told |= {"errno": error.errno, "strerror": error.strerror}
         told |= {"path": _text(error.filename)}
@@ -153,14 +159,12 @@ class JobFailed(errors.SandboxError):
 def rebuild(told: Mapping[str, Any], job: str) -> BaseException:
     """The error that `describe` told, as far as it can be had again."""
     if "what" in told:
-        found = getattr(errors, str(told["type"]), None)
-        kind = found if isinstance(found, type) else JobFailed
-        plain = issubclass(kind, errors.SandboxError)
-        error: errors.SandboxError
-        try:
-            error = kind(told["what"]) if plain else JobFailed(told["what"])
-        except TypeError:  # a kind that needs more than its text
-            error = JobFailed(told["what"])
+        kind = _kind(str(told["module"]), str(told["type"]))
+        # Its own __init__ may want more than what travels.
+        error = kind.__new__(kind, told["what"])
+        errors.SandboxError.__init__(error, told["what"])
+        for name, value in told["more"].items():
+            setattr(error, name, value)
         error.next_step, error.details = told["next_step"], told["details"]
         error.phase, error.blame = errors.Phase(told["phase"]), errors.Blame(told["blame"])
         return error
@@ -176,6 +180,14 @@ def rebuild(told: Mapping[str, Any], job: str) -> BaseException:
         return kind(told["text"])  # type: ignore[no-any-return]
     what = f"{job.partition(':')[2]} failed inside: {told['type']}: {told['text']}"
     return JobFailed(what, details=str(told.get("trace", "")), next_step="report it as a bug")
+
+
+def _kind(module: str, name: str) -> type[errors.SandboxError]:
+    if module.startswith("pytest_sandbox."):
+        found = getattr(import_module(module), name, None)
+        if isinstance(found, type) and issubclass(found, errors.SandboxError):
+            return found
+    return JobFailed
 
 
 def warn(text: str) -> None:

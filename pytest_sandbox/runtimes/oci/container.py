@@ -7,17 +7,19 @@ import resource
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
 from pytest_sandbox.runtimes.oci import leavings, weak
 from pytest_sandbox.runtimes.oci.exec_command import OciExec
+from pytest_sandbox.runtimes.oci.members import inner_pid, members
 from pytest_sandbox.runtimes.shell import Counters
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pytest_sandbox.oci.supervisor import Channel
     from pytest_sandbox.runtimes.job import Job
@@ -50,6 +52,10 @@ class OciContainer:
         self.env: list[str] = started["env"]
         self.created: list[str] = started["created"]
         self.notes: list[str] = started["notes"]
+        self.layers = [Path(layer) for layer in order.layers]
+        """The folders of its layers, the lowest first; a snapshot adds one."""
+        self.upper = "upper"
+        self._image_layers = len(self.layers)
         self._runtime = runtime
         self._channel = channel
         self._said = said
@@ -222,8 +228,11 @@ class OciContainer:
 
     def changes(self, mounted: Sequence[str]) -> Changes:
         args = {
-            "layers": list(self.order.layers),
-            "folder": self.order.folder,
+            "layers": [str(layer) for layer in self.layers[: self._image_layers]],
+            "uppers": [
+                *(str(layer) for layer in self.layers[self._image_layers :]),
+                str(Path(self.order.folder, self.upper)),
+            ],
             "snapshotter": self.order.snapshotter,
             "created": self.created,
             "mounted": list(mounted),
@@ -231,8 +240,21 @@ class OciContainer:
         found = self._runtime.supervisor.call(f"{_FILES}:changes", args, where="host")
         return Changes(*(tuple(found[kind]) for kind in ("added", "changed", "removed")))
 
-    def snapshot(self, name: str | None, labels: Mapping[str, str]) -> str:
-        return self._runtime.snapshot(self, name, labels)
+    def snapshot(self, name: str | None, labels: Mapping[str, str], ours: Collection[int]) -> str:
+        return self._runtime.snapshot(self, name, labels, ours)
+
+    def grow(self, layer: Path, upper: str, created: list[str]) -> None:
+        """What was the upper folder is `layer` now, and `upper` is on top of it, with mount points
+        that were `created` in it.
+        """
+        self.layers.append(layer)
+        self.created = created
+        self.upper = upper
+
+    def is_quiet(self, ours: Collection[int]) -> bool:
+        """Whether no process is in it but those with the pids inside `ours`."""
+        inside = (inner_pid(pid) for pid in members(self.pid, self._runtime.supervisor.pid))
+        return set(inside) - {0} <= set(ours)
 
     def freeze(self) -> contextlib.AbstractContextManager[None]:
         """Stop every process of the sandbox for a while."""

@@ -6,10 +6,10 @@ import contextlib
 import os
 import select
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.runtimes.leftovers import LEFTOVERS
+from pytest_sandbox.runtimes.oci.members import inner_pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,14 +143,8 @@ class OciExec:
         return self._host_pid != 0 and self._status is None
 
     def pid(self) -> int:
-        """Its pid inside the sandbox (NSpid of proc(5)); 0 for none."""
-        if not self._host_pid:
-            return 0
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self._host_pid}/status").read_text("ascii").splitlines():
-                if line.startswith("NSpid:"):
-                    return int(line.split()[-1])
-        return 0
+        """Its pid inside the sandbox; 0 for none."""
+        return inner_pid(self._host_pid) if self._host_pid else 0
 
     def close(self) -> None:
         """Close everything; a command that runs on is killed."""

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.layers import jobs
 from pytest_sandbox.oci.snapshots.base import find_snapshotter
+from pytest_sandbox.runtimes.oci.comparison import compare
 from pytest_sandbox.runtimes.oci.selection import select
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from pytest_sandbox.oci.supervisor import Call
 
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -56,25 +59,43 @@ def stat(call: Call) -> dict[str, Any]:
 
 
 def changes(call: Call) -> dict[str, Any]:
-    """args: `layers` and `folder` of the Order, `snapshotter`, `created`, `mounted`, `room`."""
+    """args: `layers` of the image, `uppers` above them (each lowest first), `snapshotter`,
+    `created`, `mounted`.
+    """
     args = call.args
-    lowers = [os.open(layer, _FOLDER) for layer in args["layers"]]
-    upper = os.open(os.path.join(args["folder"], "upper"), os.O_RDONLY | os.O_DIRECTORY)  # noqa: PTH118
-    view = Path(call.room, f"view-{os.getpid()}")
-    view.mkdir(mode=0o711)
-    snapshotter = find_snapshotter(args["snapshotter"])
-    try:
-        snapshotter.mount(lowers, None, None, str(view), read_only=True)
-        try:
-            below = os.open(view, os.O_RDONLY | os.O_DIRECTORY)
+    with _view(call, args["layers"]) as below:
+        if len(args["uppers"]) == 1:
+            upper = os.open(args["uppers"][0], os.O_RDONLY | os.O_DIRECTORY)
             call.fds = [upper, below]
             found = call.mapped(lambda: jobs.changes(call))
-        finally:
-            with contextlib.suppress(OSError):
-                linux.umount(view, linux.MNT_DETACH)
-    finally:
-        view.rmdir()
+        else:
+            with _view(call, [*args["layers"], *args["uppers"]]) as now:
+                uppers = [os.open(one, os.O_RDONLY | os.O_DIRECTORY) for one in args["uppers"]]
+                found = call.mapped(lambda: compare(uppers, below, now))
     return select(found, args["created"], args["mounted"])
+
+
+@contextlib.contextmanager
+def _view(call: Call, layers: Sequence[str]) -> Iterator[int]:
+    """What some layers show together, as an open folder."""
+    place = Path(call.room, f"view-{os.getpid()}-{len(layers)}")
+    place.mkdir(mode=0o711)
+    lowers = [os.open(layer, _FOLDER) for layer in layers]
+    try:
+        find_snapshotter(call.args["snapshotter"]).mount(
+            lowers, None, None, str(place), read_only=True
+        )
+        opened = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield opened
+        finally:
+            os.close(opened)
+    finally:
+        for descriptor in lowers:
+            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            linux.umount(place, linux.MNT_DETACH)
+        place.rmdir()
 
 
 def copy(call: Call) -> dict[str, Any]:
@@ -92,11 +113,22 @@ def copy(call: Call) -> dict[str, Any]:
             raise
         empty(call.fds[1])
         copy_tree(call.fds[0], call.fds[1], "copy")
-    for path in reversed(call.args["created"]):
+    _unmake(call.fds[1], call.args["created"])
+    return {}
+
+
+def unmake(call: Call) -> dict[str, Any]:
+    """fds: an upper folder. args: `created`: removes those where the sandbox put nothing into."""
+    _unmake(call.fds[0], call.args["created"])
+    return {}
+
+
+def _unmake(root: int, created: Sequence[str]) -> None:
+    for path in reversed(created):
         parent, _, name = path.strip("/").rpartition("/")
         with contextlib.suppress(OSError):
             flags = os.O_PATH | os.O_DIRECTORY
-            folder = linux.openat2(call.fds[1], parent or ".", flags, resolve=_CONFINED)
+            folder = linux.openat2(root, parent or ".", flags, resolve=_CONFINED)
             with contextlib.suppress(OSError):
                 found = os.lstat(name, dir_fd=folder)
                 if stat_module.S_ISDIR(found.st_mode):
@@ -104,7 +136,6 @@ def copy(call: Call) -> dict[str, Any]:
                 elif not found.st_size:
                     os.unlink(name, dir_fd=folder)
             os.close(folder)
-    return {}
 
 
 _CONFINED: Final = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS

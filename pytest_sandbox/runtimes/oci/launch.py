@@ -52,6 +52,10 @@ _SHELL: Final = "/bin/sh"
 _JOB: Final = "pytest_sandbox.runtimes.oci.launch:clear"
 
 
+def load(_call: Call) -> None:
+    """Do nothing: the supervisor has this module then, and the first start is quicker."""
+
+
 def start(call: Call) -> dict[str, Any]:
     """Start a sandbox. `args` is an Order; `fds` are its stdin, stdout and stderr, then the file of
     weaker counters if there are any.
@@ -114,7 +118,7 @@ class _Launch:
         companions: list[int] = []
         ports: list[str] = []
         if order.network == "bridge":
-            companions, ports = self._network(pid)
+            ports = self._network(pid)
         if order.limits.weak:
             companions += weak.impose(pid, order.limits, call.fds[3])
         call.watch(
@@ -125,7 +129,7 @@ class _Launch:
         )
         self._watched = True
         try:
-            self._cli.run(["start", order.id], log=self._log, what="start the sandbox")
+            self._cli.start(order.id, pid, log=self._log)
         except EngineRefused as refused:
             status = exec_status(refused.text) if order.check else None
             if status is None:
@@ -371,7 +375,10 @@ class _Launch:
             for descriptor in fds:
                 os.close(descriptor)
 
-    def _network(self, pid: int) -> tuple[list[int], list[str]]:
+    def _network(self, pid: int) -> list[str]:
+        """The published ports. The network's keeper watches the sandbox and ends by itself, after
+        its last words.
+        """
         from pytest_sandbox.runtimes.oci import network
 
         attached = network.attach(pid, self._order.ports)
@@ -381,7 +388,7 @@ class _Launch:
         hosts = etc_files.hosts_text(self._order.hostname, attached.address)
         (etc / "hosts").write_text(hosts, encoding="utf-8")
         self._notes += attached.notes
-        return list(attached.pids), [str(port) for port in attached.ports]
+        return [str(port) for port in attached.ports]
 
 
 def clear(call: Call) -> dict[str, Any]:

@@ -28,6 +28,15 @@ def members(first: int, top: int) -> list[int]:
     return found
 
 
+def inner_pid(pid: int) -> int:
+    """The pid that a process has inside its sandbox (NSpid of proc(5)); 0 for one that is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 0
+
+
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ from pytest_sandbox.runtimes.shell import FOLDER, Facts
 from pytest_sandbox.runtimes.streams import TailBuffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from pytest_sandbox.oci.cgroup_usage import Usage
     from pytest_sandbox.oci.images import Image
@@ -183,11 +183,17 @@ class OciRuntime:
 
         return images.ours(self.store)
 
-    def snapshot(self, container: OciContainer, name: str | None, labels: Mapping[str, str]) -> str:
-        """Make a snapshot of a running sandbox; its name."""
+    def snapshot(
+        self,
+        container: OciContainer,
+        name: str | None,
+        labels: Mapping[str, str],
+        ours: Collection[int],
+    ) -> str:
+        """Make a snapshot of a running sandbox; its name. See snapshot.take for `ours`."""
         from pytest_sandbox.runtimes.oci import snapshot
 
-        return snapshot.take(self, container, name, labels)
+        return snapshot.take(self, container, name, labels, ours)
 
     # --- sandboxes --------------------------------------------------------------------------
 
