@@ -65,7 +65,7 @@ def _named(name: str, environ: Mapping[str, str]) -> Runtime:
     if name == "docker":
         return DockerRuntime(environ=environ)
     if name == "podman":
-        return DockerRuntime(_podman_endpoint(environ), environ=environ)
+        return DockerRuntime(podman_endpoint(environ), environ=environ)
     msg = f"unknown runtime {name!r}"
     raise UsageError(
         msg,
@@ -100,7 +100,8 @@ def _first(environ: Mapping[str, str]) -> Runtime:
     return engine
 
 
-def _podman_endpoint(environ: Mapping[str, str]) -> str:
+def podman_endpoint(environ: Mapping[str, str]) -> str:
+    """The address of Podman's own socket. Raises RuntimeUnavailable."""
     from pytest_sandbox.runtimes.docker_context import default_sockets
 
     places = [

@@ -55,6 +55,8 @@ def stat(client: Any, container: str, path: str) -> PathStat | None:
     url = client._url("/containers/{0}/archive", container)
     with client.head(url, params={"path": path}, timeout=client.timeout) as response:
         if response.status_code == 404:
+            if "Libpod" in response.headers.get("Server", ""):  # Podman follows links
+                return _broken_link(client, container, path)
             return None
         if response.status_code >= 400:
             msg = f"the engine cannot look at {path}: {response.status_code} {response.reason}"
@@ -64,8 +66,36 @@ def stat(client: Any, container: str, path: str) -> PathStat | None:
     if not st.S_ISLNK(found.mode):
         return found
     # The header has the link resolved; the archive has it as it is.
-    _, chunks = _archive(client, container, path)
-    return PathStat(found.name, 0, found.mode, _first_link(chunks) or found.link)
+    try:
+        _, chunks = _archive(client, container, path)
+        link = _first_link(chunks)
+    except FileNotFoundError:
+        link = ""  # it was followed, and leads nowhere
+    link = link or _read_link(client, container, path) or found.link
+    return PathStat(_last_name(path) or found.name, 0, found.mode, link)
+
+
+def _last_name(path: str) -> str:
+    return posixpath.basename(path.rstrip("/"))
+
+
+def _broken_link(client: Any, container: str, path: str) -> PathStat | None:
+    link = _read_link(client, container, path)
+    return PathStat(_last_name(path), 0, st.S_IFLNK | 0o777, link) if link else None
+
+
+def _read_link(client: Any, container: str, path: str) -> str:
+    """Where the engine's archive follows links, as Podman's does: what readlink says inside."""
+    import docker.errors
+
+    try:
+        made = client.exec_create(container, ["readlink", "-n", path], stderr=False, user="0")
+        said: bytes = client.exec_start(made["Id"])
+        if client.exec_inspect(made["Id"])["ExitCode"] != 0:
+            return ""
+    except docker.errors.APIError:  # an image without it
+        return ""
+    return said.decode("utf-8", "surrogateescape")
 
 
 def _first_link(chunks: Iterator[bytes]) -> str:

@@ -1,8 +1,8 @@
 """One suite of behaviours, over every runtime and every path through it.
 
-The engine is the one that DOCKER_HOST (or the usual detection) names. The image is
-PYTEST_SANDBOX_TEST_IMAGE, else the debian base. Without an engine the suite is skipped, with
-PYTEST_SANDBOX_REQUIRE it fails.
+Docker is the engine that DOCKER_HOST (or the usual detection) names, Podman the service at
+PYTEST_SANDBOX_TEST_PODMAN, else at the usual socket. The image is PYTEST_SANDBOX_TEST_IMAGE, else
+the debian base. Without an engine its part is skipped, with PYTEST_SANDBOX_REQUIRE it fails.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.limits import Limits
 from pytest_sandbox.runtimes.base import SandboxSpec
+from pytest_sandbox.runtimes.detect import podman_endpoint
 from pytest_sandbox.runtimes.docker import DockerRuntime
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 RUNTIMES: dict[str, Callable[[], Runtime]] = {
     "docker-shell": DockerRuntime,
     "docker-exec": lambda: DockerRuntime(fast_path=False),
+    "podman": DockerRuntime,
     "oci-shell": OciRuntime,
     "oci-exec": lambda: OciRuntime(fast_path=False),
 }
+PODMAN = "PYTEST_SANDBOX_TEST_PODMAN"
 RUN = f"contract{secrets.token_hex(4)}"
 
 
@@ -45,14 +48,19 @@ def missing(reason: str) -> None:
 @pytest.fixture(scope="session", params=list(RUNTIMES))
 def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """A connected runtime; everything of it is swept at the end."""
-    found = RUNTIMES[request.param]()
-    try:
-        found.info()
-    except SandboxError as exc:
-        missing(str(exc))
-    yield found
-    found.sweep(RUN)
-    found.close()
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            if request.param == "podman":
+                # For the processes that tests start, too.
+                patch.setenv("DOCKER_HOST", os.environ.get(PODMAN) or podman_endpoint(os.environ))
+            found = RUNTIMES[request.param]()
+            info = found.info()
+        except SandboxError as exc:
+            missing(str(exc))
+        assert info.name == request.param.partition("-")[0]
+        yield found
+        found.sweep(RUN)
+        found.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from pytest_sandbox.errors import SandboxGone, SandboxTimeout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_sandbox.runtimes.base import Result, System
+    from pytest_sandbox.runtimes.base import Result, Runtime, System
 
 TREES = {
     "plain": "sleep 4321",
@@ -134,7 +134,12 @@ def test_memory_limit_kills_the_command_itself(start: Callable[..., System]):
     assert (result.returncode, result.limit) == (137, "memory")
 
 
-def test_memory_that_ends_the_sandbox_itself(start: Callable[..., System]):
+def test_memory_that_ends_the_sandbox_itself(
+    start: Callable[..., System], runtime: Runtime, request: pytest.FixtureRequest
+):
+    if runtime.info().name == "podman":
+        why = "Podman 4.3 records no kill by the kernel, and the cgroup goes with the container"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     system = start(memory=64 << 20)
     # The kernel is told to take the sandbox's init before two that are too big together.
     script = (
