@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import re
+import select
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import MissingDirectory, RuntimeUnavailable, SandboxError
+from pytest_sandbox.oci.waiting import ended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,20 +47,39 @@ class EngineCli:
         if self._rootless:
             command += ["--rootless=true"] if "runc" in Path(self._program).name else []
         stdin, stdout, stderr = stdio or (subprocess.DEVNULL,) * 3
-        try:
-            done = subprocess.run(
-                [*command, *words],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                timeout=_TIMEOUT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as exc:
+        process = subprocess.Popen([*command, *words], stdin=stdin, stdout=stdout, stderr=stderr)
+        if not ended(process.pid, _TIMEOUT):
+            process.kill()
+            process.wait()
             msg = f"{Path(self._program).name} did not {what} within {_TIMEOUT:g} s"
-            raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor") from exc
-        if done.returncode:
+            raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor")
+        if process.wait():
             raise EngineRefused(what, said(log), Path(self._program).name)
+
+    def start(self, name: str, pid: int, *, log: str) -> None:
+        """Let the process of a created container run. Raises RuntimeUnavailable.
+
+        `runc start` only opens the FIFO that the process waits at, reads its byte and removes the
+        FIFO; done here, it takes 0.2 ms in place of 20. Where there is none, the engine does it.
+        """
+        fifo = self.state(name) / "exec.fifo"
+        if Path(self._program).name != "runc" or not fifo.is_fifo():
+            self.run(["start", name], log=log, what="start the sandbox")
+            return
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        process = os.pidfd_open(pid)
+        try:
+            poller = select.poll()
+            for descriptor in (reader, process):
+                poller.register(descriptor, select.POLLIN)
+            found = [descriptor for descriptor, _ in poller.poll(_TIMEOUT * 1000)]
+            if reader not in found or not os.read(reader, 1):
+                msg = "start the sandbox"
+                raise EngineRefused(msg, said(log), "runc")
+        finally:
+            os.close(process)
+            os.close(reader)
+        fifo.unlink()
 
     def state(self, name: str) -> Path:
         """The folder of one container's state."""
