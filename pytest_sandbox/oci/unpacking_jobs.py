@@ -1,23 +1,22 @@
 """Jobs of the supervisor that unpack layers into a store.
 
 What they need is imported at the top: the supervisor loads it once, and its children share it.
+They are short, and make no cycles: those that apply work without Python's garbage collector.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
 import isal.igzip_lib  # noqa: F401 - most layers are gzip
 
+import pytest_sandbox.oci.layers.ahead
+import pytest_sandbox.oci.layers.settle
+import pytest_sandbox.oci.layers.unpack  # noqa: F401 - jobs loads these late
 from pytest_sandbox.oci import linux
-from pytest_sandbox.oci.layers import (
-    ahead as _ahead,  # noqa: F401 - jobs loads it late
-)
-from pytest_sandbox.oci.layers import (
-    jobs,
-    unpack,  # noqa: F401 - jobs loads it late
-)
+from pytest_sandbox.oci.layers import jobs
 from pytest_sandbox.oci.snapshots import find_snapshotter
 from pytest_sandbox.oci.snapshots.overlay import open_layers
 
@@ -50,6 +49,7 @@ def apply_over(call: Call) -> dict[str, Any]:
     lowers = open_layers(layers, call.args["lowers"])
     root = _shown(call, lambda at: snapshotter.mount(lowers, upper, work, at, volatile=True))
     call.fds = [stream, root, _reopened(lowers[-1])]
+    gc.disable()
     told = jobs.apply(call)
     os.close(root)
     snapshotter.settle(upper)
@@ -65,11 +65,13 @@ def apply_full(call: Call) -> dict[str, Any]:
     stream, below, tree = call.fds
     find_snapshotter(call.args["snapshotter"]).prepare([below], tree)
     call.fds = [stream, tree]
+    gc.disable()
     return jobs.apply(call)
 
 
 def ahead(call: Call) -> dict[str, Any]:
-    """Apply a packed layer to its upper folder, before those below it are there: layers.jobs.ahead."""
+    """Apply a packed layer before those below it are there: layers.jobs.ahead."""
+    gc.disable()
     return jobs.ahead(call)
 
 
