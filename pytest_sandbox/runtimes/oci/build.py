@@ -16,7 +16,13 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import Blame, BuildFailed, RuntimeUnavailable, SandboxError
+from pytest_sandbox.errors import (
+    Blame,
+    BuildFailed,
+    InvalidImage,
+    RuntimeUnavailable,
+    SandboxError,
+)
 from pytest_sandbox.runtimes.build_blame import failed, took_too_long
 from pytest_sandbox.runtimes.oci import build_run, images
 from pytest_sandbox.runtimes.oci import dockerfile_text as text
@@ -285,7 +291,12 @@ class _Build:
             "snapshotter": self._order.snapshotter,
             "root": self._store.caller.ids.root,
         }
-        self._store.caller.call(f"{_JOBS}:{job}", {**args, **where}, fds or [], where="host")
+        try:
+            self._store.caller.call(f"{_JOBS}:{job}", {**args, **where}, fds or [], where="host")
+        except (InvalidImage, NotADirectoryError) as wrong:
+            what = wrong.what if isinstance(wrong, InvalidImage) else str(wrong)
+            step = "choose another place in the image"
+            raise SandboxError(what, blame=Blame.RECIPE, next_step=step) from wrong
         self._seal(folder, self._command)
 
     def _seal(self, folder: Path, created_by: str, *, created: tuple[str, ...] = ()) -> None:
