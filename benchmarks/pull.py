@@ -61,7 +61,7 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
         base = field.base_tar()
         for title, more in (("a Debian base", []), ("400 MB in five layers", field.upper(base))):
             names = [field.publish(base, more, number) for number in range(rounds + 1)]
-                layers = f"{1 + len(more)} layer{'s' if more else ''}"
+            layers = f"{1 + len(more)} layers" if more else "1 layer"
             size = sum(map(len, (base, *(plain for plain, _ in more)))) / 1e6
             yield field.contest(f"pull: {title} ({size:.0f} MB unpacked, {layers})", names, rounds)
 
