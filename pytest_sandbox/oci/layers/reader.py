@@ -21,7 +21,7 @@ _POSIX: Final = b"ustar\x00"
 _GNU: Final = b"ustar  \x00"
 _DATALESS: Final = frozenset(b"123456")
 _FILES: Final = frozenset(b"0\x007S")
-_TIMES: Final = 1 << 62
+_TIMES: Final = SECOND << 53
 _XATTR: Final = b"SCHILY.xattr."
 _HARMLESS: Final = (b"comment", b"charset", b"hdrcharset")
 _EMPTY: Final[dict[str, bytes]] = {}
@@ -205,7 +205,11 @@ class Reader:
             if keyword.startswith(_XATTR):
                 if extension.xattrs is _EMPTY:
                     extension.xattrs = {}
-                extension.xattrs[os.fsdecode(keyword[len(_XATTR) :])] = value
+                name = keyword[len(_XATTR) :]
+                if not name or b"\0" in name:
+                    msg = f"an extended attribute has the name {name!r}"
+                    raise BadHeader(msg)
+                extension.xattrs[os.fsdecode(name)] = value
             elif keyword in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
                 extension.sparse.append(value)
             elif value:

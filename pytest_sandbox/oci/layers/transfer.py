@@ -5,6 +5,7 @@ The tree may belong to a sandbox that runs: nothing in it is trusted, every path
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -66,7 +67,8 @@ def get(stream: int, root: int, path: str | bytes, bounds: Bounds) -> int:
             if node.is_folder:
                 below = TreeWriter(packer, bounds, layer=False, prefix=name + b"/")
                 for found in trees.walk(node.descriptor, most=bounds.path):
-                    below.add(found)
+                    with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                        below.add(found)
                 writer.entries += below.entries
         finally:
             if node.descriptor >= 0:

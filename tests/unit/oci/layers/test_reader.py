@@ -3,8 +3,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_sandbox.errors import InvalidImage
 from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS
@@ -156,6 +160,9 @@ REFUSED = {
         header(b"x", b"x", size=9) + padded(b"5 ab=cde\n") + file(b"a"), "no list of records",
     ),
     "pax: no keyword": (header(b"x", b"x", size=6) + padded(b"6 =ab\n") + file(b"a"), "keyword"),
+    "pax: an attribute with a NUL": (
+        pax((b"SCHILY.xattr.user.a\0b", b"1")) + file(b"a") + END, "has the name b'user.a",
+    ),
     "pax: negative size": (pax((b"size", b"-1")) + file(b"a") + END, "size b'-1' is no number"),
     "pax: odd number": (pax((b"uid", b"1_0")) + file(b"a") + END, "uid b'1_0' is no number"),
     "pax: odd time": (pax((b"mtime", b"1e3")) + file(b"a") + END, "time b'1e3' is no time"),
@@ -252,3 +259,45 @@ def test_sparse_files_as_gnu_tar_writes_them(tmp_path, option, parts):
 def test_folders_need_no_data(tmp_path):
     apply(tmp_path / "out", folder(b"a") + file(b"a/b", b"x"))
     assert (tmp_path / "out/a/b").read_bytes() == b"x"
+
+
+EVERYTHING = (
+    folder(b"d") + file(b"d/a", b"x" * 600) + symlink(b"l", b"d") + header(b"f", b"6")
+    + pax((b"path", b"q/" * 30 + b"e"), (b"mtime", b"1.5"), (b"SCHILY.xattr.user.a", b"1"))
+    + file(b"x", b"1") + gnu_long(b"g" * 120) + file(b"x", b"2", magic=GNU)
+    + pax((b"GNU.sparse.size", b"9"), (b"GNU.sparse.map", b"0,1")) + file(b"a", b"x")
+    + header(b"l", b"1", link=b"d/a") + file(b".wh.d") + file(b"d/.wh..wh..opq") + END
+)  # fmt: skip
+
+
+def repaired(data):
+    """With right checksums again, so that what was changed is looked at."""
+    out = b""
+    for at in range(0, len(data), 512):
+        block = data[at : at + 512]
+        if block[257:262] == b"ustar":
+            block = block[:148] + b" " * 8 + block[156:]
+            block = block[:148] + b"%06o\0 " % sum(block) + block[156:]
+        out += block
+    return out
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(EVERYTHING) - 1), st.integers(0, 255)), min_size=1, max_size=5
+    ),
+    st.booleans(),
+)
+def test_whatever_is_changed_there_is_an_error_in_one_line_or_none(changes, repair):
+    data = bytearray(EVERYTHING)
+    for at, value in changes:
+        data[at] = value
+    packed = repaired(bytes(data)) if repair else bytes(data)
+    with tempfile.TemporaryDirectory() as top:
+        try:
+            said = apply(Path(top, "root"), packed, end=False).diff_id
+        except InvalidImage as error:
+            said = error.headline()
+    assert said.isprintable()
+    assert said.startswith(("sha256:", "image: upstream: layer 1: "))
