@@ -1,14 +1,13 @@
-"""The `pytest-sandbox` command, one module a verb, imported when the verb is called."""
+"""The `pytest-sandbox` command, one module a verb, imported when the verb is called.
+
+`run` and `exec` are called often and for short commands: their usual command lines are read without
+click, which takes longer to import than a sandbox takes to start (see quick.py).
+"""
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import Final
-
-import click
-
-from pytest_sandbox.errors import SandboxError, UsageError
 
 VERBS: Final = (
     "inspect",
@@ -31,40 +30,12 @@ VERBS: Final = (
 """Each is a module of this package with a click command (or group) called `command`."""
 
 
-class _Verbs(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in VERBS:
-            return None
-        found = importlib.import_module(f"pytest_sandbox.cli.{cmd_name}").command
-        assert isinstance(found, click.Command)
-        return found
-
-
-@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="pytest-sandbox")
-def _group() -> None:
-    """Prove that software installs: look at recipes, plans, images and engines."""
-
-
 def main() -> None:
     """Run the command line: exit status 2 for a wrong call, 1 for what was found wrong."""
-    try:
-        _group.main(standalone_mode=False, prog_name="pytest-sandbox")
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as wrong:
-        wrong.show()
-        sys.exit(wrong.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    except UsageError as wrong:
-        click.echo(f"pytest-sandbox: {wrong.what}; next: {wrong.next_step}", err=True)
-        sys.exit(2)
-    except SandboxError as wrong:
-        click.echo(f"pytest-sandbox: {wrong}", err=True)
-        if wrong.details:
-            click.echo(wrong.details, err=True)
-        sys.exit(1)
+    if sys.argv[1:2] in (["run"], ["exec"]):
+        from pytest_sandbox.cli import quick
+
+        quick.call(sys.argv[1], sys.argv[2:])
+    from pytest_sandbox.cli.verbs import main as with_click
+
+    with_click()

@@ -6,9 +6,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
-
-import click
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from pytest_sandbox.errors import SandboxError, UsageError, printable
 
@@ -16,13 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pytest_sandbox.runtimes.oci.containers.folder import Container, Containers
-    from pytest_sandbox.runtimes.oci.containers.start import Refused
-    from pytest_sandbox.runtimes.oci.foreground import Signals, Streams
+    from pytest_sandbox.runtimes.oci.foreground import Streams
 
 ENGINE: Final = 125
 """The exit status of what is not the command's own failure."""
-VERBATIM: Final[dict[str, Any]] = {"allow_interspersed_args": False}
-"""Of a click command: what stands behind the first argument is not looked at."""
 
 
 def store_folder() -> Path:
@@ -76,31 +71,6 @@ def variables(entries: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
     return tuple(host_values([*lines, *entries], os.environ))
 
 
-environment_options: Final = (
-    click.option(
-        "-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable."
-    ),
-    click.option(
-        "--env-file", "env_files", multiple=True, metavar="FILE", help="Set those of a file."
-    ),
-    click.option("-u", "--user", metavar="USER[:GROUP]", default="", help="Run as this user."),
-    click.option("-w", "--workdir", metavar="FOLDER", default="", help="Run in this folder."),
-    click.option("-i", "--interactive", is_flag=True, help="Pass standard input on."),
-    click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
-)
-
-
-def with_options(options: Sequence[Any]) -> Callable[[Any], Any]:
-    """Decorate with several options."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
 def streams_for(*, interactive: bool, tty: bool, whole: bool) -> Streams:
     """Our side of a process's streams. Raises UsageError for -t where there is no terminal."""
     for number in range(3):  # a closed one would be taken by the next file that is opened
@@ -129,32 +99,41 @@ def complain(wrong: SandboxError) -> None:
     say(f"{wrong.what}; next: {wrong.next_step}" if wrong.next_step else wrong.what)
 
 
+class Ended:
+    """How a command line ended: `status` is set where it was not by its command."""
+
+    status = 0
+
+
 @contextlib.contextmanager
-def engine_errors() -> Iterator[None]:
-    """Leave with 125 at an error that is not the command's, 126 or 127 where it cannot be run."""
+def engine_errors() -> Iterator[Ended]:
+    """Tell errors: status 125 for what is not the command's, 126 or 127 where it cannot be run."""
     from pytest_sandbox.runtimes.oci.containers.start import Refused
     from pytest_sandbox.runtimes.oci.foreground import Stopped
 
+    ended = Ended()
     try:
-        yield
+        yield ended
     except Refused as refused:
-        _refuse(refused)
+        why = "there is no such command in the sandbox"
+        if refused.status != 127:
+            why = "it cannot be executed: a folder, or no program"
+        say(f"{refused.program!r}: {why}")
+        ended.status = refused.status
     except Stopped as stopped:
-        sys.exit(128 + stopped.number)
+        ended.status = 128 + stopped.number
     except SandboxError as wrong:
         complain(wrong)
-        sys.exit(ENGINE)
+        ended.status = ENGINE
     except OSError as wrong:
         say(f"{wrong.strerror or wrong}{f': {wrong.filename}' if wrong.filename else ''}")
-        sys.exit(ENGINE)
+        ended.status = ENGINE
 
 
-def _refuse(refused: Refused) -> NoReturn:
-    if refused.status == 127:
-        say(f"{refused.program!r} is not in the sandbox: there is no such command")
-    else:
-        say(f"{refused.program!r} cannot be executed: it is a folder, or no program")
-    sys.exit(refused.status)
+def put(line: str) -> None:
+    """A line on stdout."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def each(names: Sequence[str], work: Callable[[Container], str | None]) -> NoReturn:
@@ -170,12 +149,5 @@ def each(names: Sequence[str], work: Callable[[Container], str | None]) -> NoRet
             failed = True
         else:
             if line is not None:
-                click.echo(line)
+                put(line)
     sys.exit(int(failed))
-
-
-def session() -> Signals:
-    """Signals from now on go to the process that we stay with."""
-    from pytest_sandbox.runtimes.oci.foreground import Signals
-
-    return Signals()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -147,7 +146,7 @@ class BlobWriter:
     def __init__(
         self, folder: Path, wanted: Descriptor, target: Path, *, verified: bool = False
     ) -> None:
-        self._path = folder / f"blob-{secrets.token_hex(8)}"
+        self._path = folder / f"blob-{os.urandom(8).hex()}"
         self._target = target
         self._hasher = None if verified else Hasher(wanted.digest, wanted.size)
         self.size = 0

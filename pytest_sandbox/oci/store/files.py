@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def write_json(file: Path, value: object) -> None:
 
 def write_bytes(file: Path, data: bytes) -> None:
     """Put `data` in the place of `file`."""
-    aside = file.with_name(f".{file.name[:100]}.{secrets.token_hex(6)}")
+    aside = file.with_name(f".{file.name[:100]}.{os.urandom(6).hex()}")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as out:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -170,7 +169,7 @@ class Layers:
 
     def begin(self, work: Path, key: str) -> Path:
         """A new folder in `work` with an empty diff/ that belongs to the sandboxes' root."""
-        folder = work / f"{key}.{secrets.token_hex(4)}"
+        folder = work / f"{key}.{os.urandom(4).hex()}"
         folder.mkdir(mode=0o700)
         diff = folder / "diff"
         diff.mkdir(mode=0o755)
@@ -214,7 +213,7 @@ class Layers:
     def discard(self, key: str) -> None:
         """Set a layer aside; `Store.empty_trash` removes it. Mounts of it are not disturbed."""
         with contextlib.suppress(FileNotFoundError):
-            self.folder(key).rename(self._trash / f"{key}.{secrets.token_hex(6)}")
+            self.folder(key).rename(self._trash / f"{key}.{os.urandom(6).hex()}")
 
     def age(self, key: str) -> float:
         """Seconds since a layer took its place; 0 if it is not there."""

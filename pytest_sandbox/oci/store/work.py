@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.oci.store.files import names
@@ -27,7 +26,7 @@ class Work:
     def __init__(self, leases: Path, temporary: Path, trash: Path, locks: Locks) -> None:
         self._locks = locks
         self._trash = trash
-        name = secrets.token_hex(8)
+        name = os.urandom(8).hex()
         self.folder = temporary / name
         self._lease = leases / name
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
-import secrets
 import shutil
 import subprocess
-import sys
 import threading
 from collections import deque
 from pathlib import Path
@@ -19,6 +16,8 @@ from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci.ids import IdSpace, NoIds, Range
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import JobFailed, rebuild
+from pytest_sandbox.oci.supervisor.spawn import Child, spawn
+from pytest_sandbox.oci.waiting import ended
 
 if TYPE_CHECKING:
     import socket
@@ -28,12 +27,6 @@ Where = Literal["host", "mapped"]
 
 ROOM_PREFIX: Final = "pytest-sandbox-room-"
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PROGRAM: Final = (
-    "import json,sys\n"
-    "sys.path[:]=json.loads(sys.argv[2])\n"
-    "from pytest_sandbox.oci.supervisor.process import main\n"
-    "main(int(sys.argv[1]))\n"
-)
 
 
 class Channel:
@@ -90,12 +83,19 @@ class Channel:
 class Supervisor:
     """One supervisor process and the way to it; started with the first job."""
 
-    def __init__(self, ids: IdSpace | Callable[[], IdSpace], *, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        ids: IdSpace | Callable[[], IdSpace],
+        *,
+        lasting: bool = False,
+    ) -> None:
         """`lasting`: it outlives this process, until its last sandbox is gone."""
         self._given = ids
         self._lasting = lasting
         self._lock = threading.RLock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self.spawned: Child | None = None
+        """Its process, where that was made before it starts."""
+        self._process: Child | None = None
         self._socket: socket.socket | None = None
         self._numbers = itertools.count(1)
         self._owner = 0
@@ -200,23 +200,9 @@ class Supervisor:
 
     def _start(self) -> None:
         ids = self.ids
-        mine, theirs = messages.pair()
-        self.room = _make_room()
-        paths = [str(Path(__file__).resolve().parents[3]), *(p for p in sys.path if p)]
-        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno())]
-        log = os.memfd_create("pytest-sandbox-supervisor")
+        child, self.spawned = self.spawned or spawn(), None
         try:
-            self._process = subprocess.Popen(
-                [*command, json.dumps(paths)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                env={"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
-                start_new_session=True,
-                cwd="/",
-            )
-            theirs.close()
+            self.room = _make_room()
             setup = {
                 "lasting": self._lasting,
                 "rootless": ids.rootless,
@@ -225,12 +211,13 @@ class Supervisor:
                 "gids": ids.gids,
                 "client": os.getpid(),
             }
-            messages.send(mine, setup)
+            with contextlib.suppress(OSError):  # it died: its log says why
+                messages.send(child.end, setup)
             while True:
-                received = messages.receive(mine)
+                received = messages.receive(child.end)
                 if received is None:
-                    os.lseek(log, 0, os.SEEK_SET)
-                    text = os.read(log, 4096).decode("utf-8", "replace").strip()
+                    os.lseek(child.log, 0, os.SEEK_SET)
+                    text = os.read(child.log, 4096).decode("utf-8", "replace").strip()
                     msg = f"the supervisor of sandboxes did not start: {text[-600:] or 'no word'}"
                     raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor")
                 message = received[0]
@@ -238,21 +225,21 @@ class Supervisor:
                     raise _not_started(rebuild(message["failed"], "start:start"))
                 if "map" in message:
                     write_maps(message["map"], ids)
-                    messages.send(mine, {"go": True})
+                    messages.send(child.end, {"go": True})
                 elif "ready" in message:
                     break
         except BaseException:
-            mine.close()
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
-                self._process = None
-            with contextlib.suppress(OSError):
-                Path(self.room).rmdir()
+            child.end.close()
+            child.kill()
+            child.wait()
+            if self.room:
+                with contextlib.suppress(OSError):
+                    Path(self.room).rmdir()
             raise
         finally:
-            os.close(log)
-        self._socket, self._owner, self.pid = mine, os.getpid(), self._process.pid
+            os.close(child.log)
+        self._process, self._socket, self._owner = child, child.end, os.getpid()
+        self.pid = child.pid
 
     def _lost(self) -> RuntimeUnavailable:
         return RuntimeUnavailable(
@@ -269,20 +256,17 @@ class Supervisor:
         if process is None or self._owner != os.getpid():
             return
         if self._lasting:
-            process.returncode = 0  # not ours to wait for: it goes on
-            return
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
+            return  # it goes on
+        if not ended(process.pid, 20):
             process.kill()
-            process.wait()
+        process.wait()
         with contextlib.suppress(OSError):
             Path(self.room).rmdir()
 
 
 def _make_room() -> str:
     """A folder that any id can walk to: the sandboxes' mount points are below it."""
-    name = f"{ROOM_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+    name = f"{ROOM_PREFIX}{os.getpid()}-{os.urandom(6).hex()}"
     for place in ("/tmp", "/run", "/var/tmp"):
         folder = Path(place, name)
         try:

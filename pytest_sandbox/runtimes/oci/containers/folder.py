@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import time
@@ -40,7 +39,7 @@ _PATIENCE: Final = 3600.0
 
 def new_id() -> str:
     """The id of a sandbox: 32 hex digits, short enough for the paths of sockets below it."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def check_name(name: str) -> str:
@@ -240,7 +239,7 @@ def read_end(source: Path | int) -> Ending | None:
 
 def remove_folder(folder: Path) -> None:
     """Remove it, in one moment for those who look."""
-    gone = folder.with_name(f".gone-{folder.name}-{secrets.token_hex(4)}")
+    gone = folder.with_name(f".gone-{folder.name}-{os.urandom(4).hex()}")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)

@@ -6,8 +6,11 @@ slow. What they found holds for one boot, kernel, user, control group, PATH, eng
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
 
 FILE: Final = "machine.json"
 _FORMAT: Final = 1
+_SHARED: Final = (
+    "pytest_sandbox.oci.supervisor.process",
+    "pytest_sandbox.runtimes.oci.launch",
+    "pytest_sandbox.runtimes.oci.containers.ending",
+)
 _CONTROLLERS: Final = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 
 
@@ -49,6 +57,21 @@ class Host:
         self.supervisor = Supervisor(find_ids, lasting=lasting)
         self.store = Store(root, self.supervisor)
         self._found: Found | None = None
+
+    def begin(self) -> None:
+        """Start the supervisor as a fork of this process, which must be a command that has just
+        begun: a new interpreter would have to import everything again.
+        """
+        from pytest_sandbox.oci.supervisor.spawn import fork
+
+        for name in _SHARED:
+            import_module(name)
+        self.supervisor.spawned = fork()
+        threading.Thread(target=self._begin, name="sandbox-host", daemon=True).start()
+
+    def _begin(self) -> None:
+        with contextlib.suppress(SandboxError, OSError):  # who needs it next is told
+            self.supervisor.start()
 
     @property
     def found(self) -> Found:

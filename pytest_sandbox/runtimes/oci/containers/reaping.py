@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import time
@@ -49,7 +48,7 @@ def _clear(one: Container, store: Store) -> None:
             cgroups.remove(paths)
     with contextlib.suppress(OSError):
         source = store.root / "sandboxes" / record.id
-        source.rename(store.trash / f"sandbox-{record.id}.{secrets.token_hex(6)}")
+        source.rename(store.trash / f"sandbox-{record.id}.{os.urandom(6).hex()}")
     store.release(record.id)
     if record.room:
         with contextlib.suppress(OSError):

@@ -52,9 +52,10 @@ class Run:
     """
 
     def __init__(self, root: Path, request: Request) -> None:
-        """Looks at nothing yet. `root` is the store's folder."""
+        """`root` is the store's folder."""
         self._request = request
         self._host = Host(root, lasting=request.detached)
+        self._host.begin()
         self._containers = Containers(root)
         self._folder: Path | None = None
         self._channel: Channel | None = None

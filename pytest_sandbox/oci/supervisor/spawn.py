@@ -1,0 +1,121 @@
+"""How the supervisor's process comes to be: a new interpreter, or a fork of a command that has just
+begun, which costs a tenth of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.oci.supervisor import messages
+
+if TYPE_CHECKING:
+    import socket
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT: Final = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+_PROGRAM: Final = (
+    "import json,sys\n"
+    "sys.path[:]=json.loads(sys.argv[2])\n"
+    "from pytest_sandbox.oci.supervisor.process import main\n"
+    "main(int(sys.argv[1]))\n"
+)
+
+
+class Child:
+    """The process, which waits for what it is to be; `end` is our end of its channel, and `log` a
+    file with what it wrote.
+    """
+
+    def __init__(self, pid: int, end: socket.socket, log: int) -> None:
+        self.pid = pid
+        self.end = end
+        self.log = log
+        self._waited = False
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        if not self._waited:
+            self._waited = True
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+
+def spawn() -> Child:
+    """A new interpreter."""
+    import subprocess
+
+    mine, theirs = messages.pair()
+    paths = [str(Path(__file__).resolve().parents[3]), *(path for path in sys.path if path)]
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), json.dumps(paths)]
+    log = os.memfd_create("pytest-sandbox-supervisor")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[theirs.fileno()],
+            env=_ENVIRONMENT,
+            start_new_session=True,
+            cwd="/",
+        )
+    except BaseException:
+        os.close(log)
+        mine.close()
+        raise
+    finally:
+        theirs.close()
+    process.returncode = 0  # Child waits for it
+    return Child(process.pid, mine, log)
+
+
+def fork() -> Child:
+    """A fork of this process, which must have no threads yet, and no files open that matter."""
+    mine, theirs = messages.pair()
+    log = os.memfd_create("pytest-sandbox-supervisor")
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return Child(pid, mine, log)
+    try:
+        descriptor = _withdraw(theirs, log)
+        from pytest_sandbox.oci.supervisor.process import main
+
+        main(descriptor)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(1)
+
+
+def _withdraw(channel: socket.socket, log: int) -> int:
+    """Leave everything of the command behind but the channel, whose descriptor it gives."""
+    os.setsid()
+    os.chdir("/")
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)
+    sys.dont_write_bytecode = True
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH"):
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDWR)
+    for source, standard in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, standard)
+    kept = channel.detach()
+    os.closerange(3, kept)
+    os.closerange(kept + 1, 1 << 16)
+    return kept
