@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import RuntimeUnavailable
@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 
 @cache
 def _profile() -> dict[str, Any]:
-    file = resources.files("pytest_sandbox.oci.spec").joinpath("seccomp.json")
+    # importlib.resources would cost more than the rest of this module.
+    file = Path(__file__).with_name("seccomp.json")
     profile: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return profile
+
+
+def load() -> None:
+    """Read the profile: forks of this process have it then."""
+    _profile()
 
 
 def kernel_version(release: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +105,24 @@ class Call:
         self._enter()
 
 
+@cache
+def load(module: str) -> Any:
+    """The module of jobs. Its function `warm`, if it has one, is called once: what that loads is
+    there for every job.
+    """
+    loaded = import_module(module)
+    if hasattr(loaded, "warm"):
+        loaded.warm()
+    return loaded
+
+
 def find_job(name: str) -> Callable[[Call], Mapping[str, Any] | None]:
     """The function behind `package.module:function`. Raises ValueError for one that is not ours."""
     module, _, function = name.partition(":")
     if not module.startswith("pytest_sandbox.") or not function.isidentifier():
         msg = f"{name!r} names no job of this package"
         raise ValueError(msg)
-    found: Callable[[Call], Mapping[str, Any] | None] = getattr(import_module(module), function)
+    found: Callable[[Call], Mapping[str, Any] | None] = getattr(load(module), function)
     return found
 
 

@@ -138,7 +138,9 @@ class Supervisor:
         messages.send(self._main, {"ready": os.getpid()})
         while not self._finished():
             for key, _ in self._selector.select():
-                self._handle(key)
+                # What came before it in this round may have closed it.
+                if self._selector.get_map().get(key.fd) is key:
+                    self._handle(key)
 
     def _finished(self) -> bool:
         if self._over or (self._lasting and self._clients == 0):
@@ -193,7 +195,7 @@ class Supervisor:
     def _begin(self, message: dict[str, Any], fds: list[int]) -> None:
         reply = socket.socket(fileno=fds[0])
         try:
-            job = find_job(message["job"])  # imported here, once: the children share it
+            job = self._find(message["job"])
             self._fork(job, message, fds[1:], reply, None)
         except Exception as error:
             with contextlib.suppress(OSError):
@@ -202,6 +204,15 @@ class Supervisor:
             reply.close()
             for descriptor in fds[1:]:
                 os.close(descriptor)
+
+    def _find(self, name: str) -> Any:
+        """A job. It is imported here, once: the children share it, and do not collect it."""
+        before = len(sys.modules)
+        job = find_job(name)
+        if len(sys.modules) > before:
+            gc.collect()
+            gc.freeze()
+        return job
 
     def _fork(
         self,
@@ -326,7 +337,7 @@ class Supervisor:
         mine, theirs = messages.pair()
         try:
             reply = watched.channel or theirs
-            self._fork(find_job(name), message, [], reply, watched)
+            self._fork(self._find(name), message, [], reply, watched)
         except Exception as error:
             warn(f"{name} could not be started: {error}")
             self._drop_channel(watched)
@@ -372,3 +383,5 @@ def main(descriptor: int) -> None:
             linux.umount(room, linux.MNT_DETACH)
         with contextlib.suppress(OSError):
             Path(room).rmdir()
+    sys.stderr.flush()
+    os._exit(0)  # the client waits, and there is nothing left to tidy up

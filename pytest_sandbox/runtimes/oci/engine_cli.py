@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _TIMEOUT: Final = 60.0
+_STARTING: Final = "start the sandbox"
 _NOT_FOUND: Final = re.compile(
     r"executable file not found|no such file or directory|not found in \$PATH", re.IGNORECASE
 )
@@ -64,26 +65,35 @@ class EngineCli:
         """
         fifo = self.state(name) / "exec.fifo"
         if Path(self._program).name != "runc" or not fifo.is_fifo():
-            self.run(["start", name], log=log, what="start the sandbox")
+            self.run(["start", name], log=log, what=_STARTING)
             return
-        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        process = os.pidfd_open(pid)
         try:
-            poller = select.poll()
-            for descriptor in (reader, process):
-                poller.register(descriptor, select.POLLIN)
-            found = [descriptor for descriptor, _ in poller.poll(_TIMEOUT * 1000)]
-            if reader not in found or not os.read(reader, 1):
-                msg = "start the sandbox"
-                raise EngineRefused(msg, said(log), "runc")
+            process = os.pidfd_open(pid)  # before the FIFO: the process may end at once
+        except ProcessLookupError:
+            raise EngineRefused(_STARTING, said(log), "runc") from None
+        try:
+            reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if not _wrote(reader, process):
+                    raise EngineRefused(_STARTING, said(log), "runc")
+            finally:
+                os.close(reader)
         finally:
             os.close(process)
-            os.close(reader)
-        fifo.unlink()
+        fifo.unlink(missing_ok=True)  # it may have ended, and be cleared away
 
     def state(self, name: str) -> Path:
         """The folder of one container's state."""
         return Path(self._states, name)
+
+
+def _wrote(reader: int, process: int) -> bool:
+    """Whether the process wrote its byte into the FIFO, and did not end before that."""
+    poller = select.poll()
+    for descriptor in (reader, process):
+        poller.register(descriptor, select.POLLIN)
+    found = [descriptor for descriptor, _ in poller.poll(_TIMEOUT * 1000)]
+    return reader in found and bool(os.read(reader, 1))
 
 
 class EngineRefused(SandboxError):
