@@ -93,8 +93,12 @@ def test_a_fork_bomb_ends(start: Callable[..., System]):
     assert time.monotonic() - began < 20
     assert result.returncode != 0
     assert system.run(["echo", "usable"], timeout=10).stdout == "usable\n"
-    count = sh(system, "ls -d /proc/[0-9]* | wc -l").stdout
-    assert int(count) < 12
+    # What was killed counts until it is reaped: on a busy machine a moment later.
+    deadline = time.monotonic() + 5
+    count = ""
+    while not count or int(count) >= 12:
+        assert time.monotonic() < deadline, f"{count} processes are left"
+        count = sh(system, "ls -d /proc/[0-9]* | wc -l").stdout.strip()
 
 
 @pytest.mark.usefixtures("interruptible")
