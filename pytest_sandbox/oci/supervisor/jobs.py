@@ -57,10 +57,10 @@ class Call:
     ) -> None:
         """Hand the orphan `pid` to the supervisor, with the caller's channel.
 
-        Its end is told there as `{"exit": status}` (as os.waitstatus_to_exitcode gives it); when
-        the other end of the channel closes, it is killed. `companions` are killed after it, then
-        the job `after` runs (on the host's side, with `status` added to its arguments) and
-        `{"gone": ...}` is told.
+        Its end is told there as `{"exit": status, "cpu": seconds}` (the status as
+        os.waitstatus_to_exitcode gives it, the CPU time with its children's). When the other end
+        of the channel closes, it is killed. `companions` are killed after it, then the job `after`
+        runs (on the host's side, with `status` added to its arguments) and `{"gone": ...}` is told.
         """
         message = {
             "watch": pid,

@@ -306,7 +306,7 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -316,16 +316,16 @@ class Supervisor:
                 if watched is not None:
                     self._drop_channel(watched)
             elif pid in self._watched:
-                self._end(self._watched.pop(pid), status)
+                self._end(self._watched.pop(pid), status, used.ru_utime + used.ru_stime)
             else:
                 self._unclaimed[pid] = status
                 while len(self._unclaimed) > _UNCLAIMED:
                     self._unclaimed.popitem(last=False)
 
-    def _end(self, watched: Watched, status: int) -> None:
+    def _end(self, watched: Watched, status: int, cpu: float = 0.0) -> None:
         watched.ended = True
         code = os.waitstatus_to_exitcode(status)
-        self._tell(watched, {"exit": code})
+        self._tell(watched, {"exit": code, "cpu": cpu})
         for companion in watched.companions:
             _kill(companion)
         if watched.after is None:

@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -66,6 +67,7 @@ class OciContainer:
         self._cleared = False
         self._removed = False
         self._full = 0
+        self._exec_seconds = 0.0
         self._was_full = False
 
     # --- its end ----------------------------------------------------------------------------
@@ -154,7 +156,12 @@ class OciContainer:
             "no_new_privileges": self.order.no_new_privileges,
             "rlimits": {name: [value, value] for name, value in rlimits.items()},
         }
-        return OciExec(self._runtime.supervisor, job, args, self._said)
+        supervisor = self._runtime.supervisor
+        return OciExec(supervisor, job, args, said=self._said, spent=self._spend)
+
+    def _spend(self, seconds: float) -> None:
+        with self._lock:
+            self._exec_seconds += seconds
 
     def stats(self) -> Stats:
         if self.order.limits.weak or self.order.rootless:
@@ -162,7 +169,9 @@ class OciContainer:
             if self._counters >= 0:
                 data = os.pread(self._counters, weak.COUNTERS.size, 0)
                 peak = weak.COUNTERS.unpack(data)[2]
-            return self._runtime.watched_stats(self.pid, peak)
+            found = self._runtime.watched_stats(self.pid, peak)
+            # What the engine started in it is no child of its init.
+            return replace(found, cpu_seconds=found.cpu_seconds + self._exec_seconds)
         usage = self._runtime.usage(self.id)
         return Stats(
             usage.memory_peak or usage.memory or 0,

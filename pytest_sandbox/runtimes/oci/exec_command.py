@@ -25,13 +25,22 @@ class OciExec:
     """One command; see ExecCommand in live_system for what the methods mean."""
 
     def __init__(
-        self, supervisor: Supervisor, job: Job, args: dict[str, Any], said: TailBuffer
+        self,
+        supervisor: Supervisor,
+        job: Job,
+        args: dict[str, Any],
+        *,
+        said: TailBuffer,
+        spent: Callable[[float], None],
     ) -> None:
-        """`said` takes what children of the command write after its end."""
+        """`said` takes what children of the command write after its end; `spent` is told the CPU
+        seconds that it and its children used.
+        """
         self._supervisor = supervisor
         self._job = job
         self._args = args
         self._said = said
+        self._spent = spent
         self._channel: Channel | None = None
         self._outputs: dict[int, Capture] = {}
         self._stdin = -1
@@ -105,6 +114,7 @@ class OciExec:
         elif "exit" in received[0]:
             code = int(received[0]["exit"])
             self._status = code if code >= 0 else 128 - code
+            self._spent(float(received[0]["cpu"]))
 
     def _feed(self) -> None:
         try:
