@@ -35,7 +35,7 @@ RUNTIMES: Final = ("auto", "oci", "docker", "podman", "fake")
 """The names that `--sandbox-runtime` knows; it takes an address (`unix://...`) too."""
 
 SETTINGS: Final = (
-    Setting("runtime", "text", "Engine to use; auto takes runc or crun where they work, else Docker or Podman", "NAME"),
+    Setting("runtime", "text", "Engine: auto takes runc or crun, else Docker or Podman", "NAME"),
     Setting("target", "list", "Systems to install on, like linux/*/alpine or debian", "GLOB"),
     Setting("recipes", "list", "Where recipes lie, relative to the rootdir", "GLOB"),
     Setting("timeout", "float", "Wall clock of one sandbox in seconds", "SECONDS"),
@@ -70,4 +70,41 @@ SETTINGS: Final = (
     Setting("build-timeout", "float", "Wall clock of one image build in seconds", "SECONDS"),
     Setting("build-memory", "size", "Memory of one image build", "SIZE"),
     Setting("build-cpus", "float", "CPUs of one image build", "N"),
+    Setting("oci-engine", "text", "Without a daemon: auto, runc, crun, or a path of one", "NAME"),
+    Setting(
+        "oci-snapshotter",
+        "text",
+        "How root file systems are made without a daemon",
+        choices=("auto", "overlay", "fuse-overlayfs", "reflink", "copy"),
+    ),
+    Setting(
+        "weak-limits",
+        "text",
+        "Limits that no control group can set: enforced by weaker means, or refused",
+        choices=("allow", "refuse"),
+    ),
+    Setting("registry-mirror", "list", "Server that is asked before a registry", "REGISTRY=URL"),
+    Setting("registry-insecure", "list", "Registry that may be asked by plain http", "HOST[:PORT]"),
+    Setting(
+        "registry-realm",
+        "list",
+        "Token server that may see the credentials of a registry",
+        "REGISTRY=URL",
+    ),
+    Setting("registry-timeout", "float", "How long a registry may be silent, seconds", "SECONDS"),
+    Setting("image-bound", "list", "Most that an image may bring, like layers=600", "NAME=VALUE"),
 )
+
+BOUNDS: Final = (
+    "manifest",
+    "config",
+    "index-depth",
+    "layers",
+    "entries",
+    "layer-bytes",
+    "ratio",
+    "record",
+    "zstd-window",
+    "path",
+)
+"""The names that `--sandbox-image-bound` knows (see oci.bounds)."""

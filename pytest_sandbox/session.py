@@ -356,6 +356,9 @@ class RunSession:
         if limits.disk and not self.info.disk_limit:
             storage = self.info.storage or "its storage"
             notes.append(f"no disk limit is held: {storage} of the engine cannot set one")
+        if self.info.weak_limits:
+            names = ", ".join(self.info.weak_limits)
+            notes.append(f"weaker limits for {names}, which can be evaded: {self.info.weak_why}")
         return notes
 
     def release(self, system: System) -> None:

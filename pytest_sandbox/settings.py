@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import UsageError
 from pytest_sandbox.limits import Limits, parse_size
-from pytest_sandbox.options import RUNTIMES, SETTINGS, Kind, Setting
+from pytest_sandbox.options import BOUNDS, RUNTIMES, SETTINGS, Kind, Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
     "SETTINGS",
@@ -39,6 +39,14 @@ _REPOSITORY = re.compile(
     r"(?:[A-Za-z0-9.-]+(?::\d+)?/)?[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
     r"(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
 )
+
+
+_HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?"
+_ORIGIN = re.compile(rf"https?://{_HOST}/?")
+_ADDRESS = re.compile(rf"https?://{_HOST}(?:/[A-Za-z0-9._~/-]*)?")
+_REGISTRY = re.compile(_HOST)
+_COUNTS = ("index-depth", "layers", "entries", "ratio")
+"""The bounds that are no sizes in bytes."""
 
 
 def parse_age(value: str | float) -> float:
@@ -126,14 +134,28 @@ def read_value(setting: Setting, value: Any, source: str) -> Any:
     return typed
 
 
-def _pairs(values: tuple[str, ...], source: str, form: str, example: str) -> dict[str, str]:
-    found = {}
+def _split(
+    values: tuple[str, ...], source: str, form: str, example: str
+) -> Iterator[tuple[str, str]]:
     for value in values:
         name, sep, rest = value.partition("=")
         if not sep or not name or not rest:
             msg = f"{source}: {value!r} is no {form}"
-            raise UsageError(msg, next_step=f"write it like {example}")
-        found[name] = rest
+            raise UsageError(msg, next_step=f"write it like {source} {example}")
+        yield name, rest
+
+
+def _servers(
+    values: tuple[str, ...], source: str, pattern: re.Pattern[str], example: str
+) -> dict[str, tuple[str, ...]]:
+    """Registry -> addresses, in the order in which they were given."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, url in _split(values, source, "REGISTRY=URL", example):
+        for text, wanted in ((name, _REGISTRY), (url, pattern)):
+            if not wanted.fullmatch(text):
+                msg = f"{source}: {text!r} is no {'address' if text is url else 'registry'}"
+                raise UsageError(msg, next_step=f"write it like {source} {example}")
+        found[name] = (*found.get(name, ()), url)
     return found
 
 
@@ -166,6 +188,14 @@ class Settings:
     build_timeout: float = 900.0
     build_memory: int = 4 << 30
     build_cpus: float = 4.0
+    oci_engine: str = "auto"
+    oci_snapshotter: str = "auto"
+    weak_limits: str | None = None
+    registry_mirror: tuple[str, ...] = ()
+    registry_insecure: tuple[str, ...] = ()
+    registry_realm: tuple[str, ...] = ()
+    registry_timeout: float = 60.0
+    image_bound: tuple[str, ...] = ()
     given: frozenset[str] = field(default_factory=frozenset)
     """The keys that somebody set."""
 
@@ -187,15 +217,44 @@ class Settings:
 
     def versions(self) -> dict[str, str]:
         """Recipe name -> version."""
-        return _pairs(
-            self.version, "--sandbox-version", "NAME=VERSION", "--sandbox-version jq=1.7.1"
-        )
+        return dict(_split(self.version, "--sandbox-version", "NAME=VERSION", "jq=1.7.1"))
 
     def bases(self) -> dict[str, str]:
         """Family -> base image reference."""
-        return _pairs(
-            self.base, "--sandbox-base", "FAMILY=REFERENCE", "--sandbox-base debian=debian:12"
-        )
+        return dict(_split(self.base, "--sandbox-base", "FAMILY=REFERENCE", "debian=debian:12"))
+
+    def mirrors(self) -> dict[str, tuple[str, ...]]:
+        """Registry -> base addresses of servers that are asked before it."""
+        example = "docker.io=https://mirror.example.org"
+        return _servers(self.registry_mirror, "--sandbox-registry-mirror", _ADDRESS, example)
+
+    def realms(self) -> dict[str, tuple[str, ...]]:
+        """Registry -> origins of token servers that may see its credentials."""
+        example = "registry.example.org=https://login.example.org"
+        return _servers(self.registry_realm, "--sandbox-registry-realm", _ORIGIN, example)
+
+    def insecure(self) -> tuple[str, ...]:
+        """The registries (`host[:port]`) that may be asked by plain http."""
+        for name in self.registry_insecure:
+            if not _REGISTRY.fullmatch(name):
+                msg = f"--sandbox-registry-insecure: {name!r} is no HOST[:PORT]"
+                raise UsageError(msg, next_step="write it like registry.example.org:5000")
+        return self.registry_insecure
+
+    def bounds(self) -> dict[str, int]:
+        """The bounds on images that were set: name as in oci.bounds.Bounds -> bytes or number."""
+        source, found = "--sandbox-image-bound", {}
+        for name, text in _split(self.image_bound, source, "NAME=VALUE", "layers=600"):
+            if name not in BOUNDS:
+                msg = f"{source}: there is no bound {name!r}"
+                raise UsageError(msg, next_step=f"use one of {', '.join(BOUNDS)}")
+            try:
+                value = _READ["int" if name in _COUNTS else "size"](text)
+            except UsageError as wrong:
+                msg = f"{source}: {name}: {wrong.what}"
+                raise UsageError(msg, next_step=wrong.next_step) from None
+            found[name.replace("-", "_")] = value
+        return found
 
 
 def _found(
@@ -206,7 +265,7 @@ def _found(
 ) -> tuple[Any, str] | None:
     """The value as it is written, and where; None where nobody set it."""
     given = option(setting.key)
-    if given not in (None, [], False):
+    if given not in (None, [], (), False):
         return given, f"--sandbox-{setting.name}"
     if environ.get(setting.variable):
         return environ[setting.variable], f"environment variable {setting.variable}"
@@ -248,8 +307,15 @@ def read_settings(
             _check_runtime(value, source)
         values[setting.key] = value
     settings = Settings(**values, given=frozenset(values))
-    settings.versions()
-    settings.bases()
+    for check in (
+        settings.versions,
+        settings.bases,
+        settings.mirrors,
+        settings.realms,
+        settings.insecure,
+        settings.bounds,
+    ):
+        check()
     if not _REPOSITORY.fullmatch(settings.image_prefix):
         msg = f"--sandbox-image-prefix: {settings.image_prefix!r} is no repository name"
         raise UsageError(msg, next_step="write lower-case words, like tsuku/sandbox-cache")

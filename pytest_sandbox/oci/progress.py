@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, Self
 from pytest_sandbox.errors import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress, TaskID
 
 _UNITS: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -82,6 +84,17 @@ class Silent:
 
     def finish(self, note: str = "") -> None:
         """Nothing."""
+
+
+class Told(Silent):
+    """No bars; what is said goes to `tell`."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def say(self, text: str) -> None:
+        """Tell it."""
+        self._tell(text)
 
 
 class Lines:

@@ -160,6 +160,13 @@ class RuntimeInfo:
     storage: str = ""
     disk_limit: bool = False
     notes: tuple[str, ...] = ()
+    engine: str = ""
+    """The program that starts sandboxes where there is no daemon: `runc 1.1.5`."""
+    weak_limits: tuple[str, ...] = ()
+    """The limits that no control group holds here; weaker means do, which can be evaded."""
+    weak_why: str = ""
+    weak_step: str = ""
+    """Why that is so, and what would change it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_sandbox.runtimes.base import Runtime, RuntimeInfo
+    from pytest_sandbox.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +36,41 @@ class Candidate:
         return self.info is not None
 
 
-def find_runtime(name: str, environ: Mapping[str, str]) -> Runtime:
-    """The runtime of that name, ready to use.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The runtime of a run, and in a few words why it is this one."""
+
+    runtime: Runtime
+    why: str
+
+
+def find_runtime(
+    name: str, environ: Mapping[str, str], settings: Settings | None = None
+) -> Runtime:
+    """The runtime of that name, ready to use. See `choose_runtime`."""
+    return choose_runtime(name, environ, settings).runtime
+
+
+def choose_runtime(
+    name: str, environ: Mapping[str, str], settings: Settings | None = None
+) -> Choice:
+    """The runtime of that name, ready to use, and why.
 
     `auto` takes oci where it works and sets limits, else Docker or Podman, else oci with weaker
-    limits. A URL like `unix:///run/docker.sock` names an endpoint. Raises RuntimeUnavailable, and
-    UsageError for an unknown name.
+    limits, unless `settings` refuse those. A URL like `unix:///run/docker.sock` names an endpoint.
+    Raises RuntimeUnavailable, and UsageError for an unknown name.
     """
     if name in {"auto", ""}:
-        return _first(environ)
-    runtime = _named(name, environ)
-    runtime.info()  # an engine that does not answer is told here
-    return runtime
+        return _first(environ, settings)
+    runtime = _named(name, environ, settings)
+    info = runtime.info()  # an engine that does not answer is told here
+    if info.weak_limits and _refuses_weak(settings):
+        runtime.close()
+        raise _too_weak(info)
+    return Choice(runtime, "asked for")
 
 
-def _named(name: str, environ: Mapping[str, str]) -> Runtime:
+def _named(name: str, environ: Mapping[str, str], settings: Settings | None) -> Runtime:
     if name == "fake":
         from pytest_sandbox.runtimes.fake import FakeRuntime
 
@@ -57,7 +78,7 @@ def _named(name: str, environ: Mapping[str, str]) -> Runtime:
     if name == "oci":
         from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 
-        return OciRuntime(environ=environ)
+        return OciRuntime(environ=environ, settings=settings)
     from pytest_sandbox.runtimes.docker import DockerRuntime
 
     if "://" in name:
@@ -73,31 +94,41 @@ def _named(name: str, environ: Mapping[str, str]) -> Runtime:
     )
 
 
-def _first(environ: Mapping[str, str]) -> Runtime:
-    from pytest_sandbox.runtimes.oci.runtime import OciRuntime
-
-    own = OciRuntime(environ=environ)
-    why = ""
+def _first(environ: Mapping[str, str], settings: Settings | None) -> Choice:
+    own = _named("oci", environ, settings)
+    weak: RuntimeInfo | None = None
     try:
-        own.info()
-        if not own.machine.weak:
-            return own
+        info = own.info()
+        if not info.weak_limits:
+            return Choice(own, f"no daemon is needed: {info.engine} sets limits")
+        weak, why = info, f"without a daemon no control group sets limits: {info.weak_why}"
+        step = _too_weak(info).next_step
     except SandboxError as wrong:
-        own.close()
-        why = wrong.what
+        why, step = f"without a daemon: {wrong.what}", wrong.next_step
     try:
-        engine = _named("docker", environ)
+        engine = _named("docker", environ, settings)
         engine.info()
     except RuntimeUnavailable as missing:
-        if not why:
-            return own
-        msg = f"{missing.what}; and without a daemon: {why}"
-        raise RuntimeUnavailable(
-            msg, next_step=missing.next_step or "run pytest-sandbox doctor"
-        ) from missing
-    if not why:
+        if weak is not None and not _refuses_weak(settings):
+            names = ", ".join(weak.weak_limits)
+            return Choice(own, f"no Docker or Podman answers; weaker limits for {names}")
         own.close()
-    return engine
+        msg = f"{missing.what}; and {why}"
+        step = step or missing.next_step or "run pytest-sandbox doctor"
+        raise RuntimeUnavailable(msg, next_step=step) from missing
+    own.close()
+    return Choice(engine, why)
+
+
+def _refuses_weak(settings: Settings | None) -> bool:
+    return settings is not None and settings.weak_limits == "refuse"
+
+
+def _too_weak(info: RuntimeInfo) -> RuntimeUnavailable:
+    names = ", ".join(info.weak_limits)
+    msg = f"no control group can set limits for {names} here: {info.weak_why}"
+    step = f"{info.weak_step}; or --sandbox-weak-limits=allow"
+    return RuntimeUnavailable(msg, next_step=step.removeprefix("; or "))
 
 
 def podman_endpoint(environ: Mapping[str, str]) -> str:
@@ -116,13 +147,13 @@ def podman_endpoint(environ: Mapping[str, str]) -> str:
     )
 
 
-def survey(environ: Mapping[str, str]) -> list[Candidate]:
+def survey(environ: Mapping[str, str], settings: Settings | None = None) -> list[Candidate]:
     """Look for every engine, the one that a run would use first; nothing is changed."""
     from pytest_sandbox.runtimes.docker_connect import connect
     from pytest_sandbox.runtimes.docker_context import candidates, default_sockets
     from pytest_sandbox.runtimes.docker_info import engine_info
 
-    found: list[Candidate] = [_own(environ)]
+    found: list[Candidate] = [_own(environ, settings)]
     try:
         endpoints = candidates(environ)
     except RuntimeUnavailable as exc:
@@ -147,11 +178,9 @@ def survey(environ: Mapping[str, str]) -> list[Candidate]:
     return found
 
 
-def _own(environ: Mapping[str, str]) -> Candidate:
+def _own(environ: Mapping[str, str], settings: Settings | None) -> Candidate:
     """The runtime without a daemon."""
-    from pytest_sandbox.runtimes.oci.runtime import OciRuntime
-
-    runtime = OciRuntime(environ=environ)
+    runtime = _named("oci", environ, settings)
     try:
         info = runtime.info()
     except SandboxError as wrong:

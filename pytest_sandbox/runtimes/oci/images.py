@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_sandbox.oci.store import Store
+    from pytest_sandbox.settings import Settings
     from pytest_sandbox.targets import Target
 
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -90,13 +91,16 @@ def pull(
     reference: str,
     target: Target,
     say: Callable[[str], None],
+    *,
     environ: Mapping[str, str],
+    settings: Settings,
 ) -> ImageInfo:
     """See Runtime.pull."""
+    from pytest_sandbox.oci.progress import Told
     from pytest_sandbox.oci.pull import pull as pull_image
-    from pytest_sandbox.oci.registry import Registry
+    from pytest_sandbox.runtimes.oci.registry_settings import open_registry
 
-    with Registry(environ=environ) as registry:
+    with open_registry(settings, environ, say) as registry:
         say(f"pull {reference}")
         image = pull_image(
             parse_reference(reference),
@@ -104,27 +108,36 @@ def pull(
             registry=registry,
             platform=platform_for(target.arch),
             policy="always",
+            bounds=registry.bounds,
+            display=Told(say),
         )
     return shown(image, reference)
 
 
 def load_rootfs(
-    store: Store, tar: IO[bytes], reference: str, target: Target, labels: Mapping[str, str]
+    store: Store,
+    tar: IO[bytes],
+    reference: str,
+    target: Target,
+    labels: Mapping[str, str],
+    *,
+    bounds: Mapping[str, int] | None = None,
 ) -> ImageInfo:
-    """See Runtime.load_rootfs."""
+    """See Runtime.load_rootfs. `bounds` are those that differ from the defaults."""
     with store.work() as work:
         folder = store.layers.begin(work.folder, secrets.token_hex(16))
         reader, writer = os.pipe2(os.O_CLOEXEC)
         diff = os.open(folder / "diff", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         feeder = _Feeder(tar, writer)
         try:
-            found = store.caller.call(_APPLY, {"layer": reference}, [reader, diff])
+            args = {"layer": reference, "bounds": dict(bounds or {})}
+            found = store.caller.call(_APPLY, args, [reader, diff])
         finally:
             os.close(reader)
             os.close(diff)
             feeder.join()
         # Its archive is what the layer gives again when the image is exported, not what came.
-        archive = archive_of(store, folder / "diff")
+        archive = archive_of(store, folder / "diff", bounds)
         key = archive["diff_id"].partition(":")[2]
         there = store.layers.get(key) is not None
         if not there:
@@ -152,11 +165,14 @@ def load_rootfs(
     return shown(image, reference)
 
 
-def archive_of(store: Store, folder: Path) -> dict[str, Any]:
+def archive_of(
+    store: Store, folder: Path, bounds: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """`diff_id` and `size` of the archive that a layer makes, whose files are in `folder`."""
     tree, null = open_folder(folder), os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        return store.caller.call(_DIFF, {"overlay": True, "pack": ""}, [tree, null])
+        args = {"overlay": True, "pack": "", "bounds": dict(bounds or {})}
+        return store.caller.call(_DIFF, args, [tree, null])
     finally:
         os.close(tree)
         os.close(null)

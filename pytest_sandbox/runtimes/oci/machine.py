@@ -91,6 +91,10 @@ class Machine:
             storage=self.snapshotter,
             disk_limit=False,
             notes=tuple(notes),
+            engine=f"{self.engine.name} {self.engine.text}",
+            weak_limits=self.weak,
+            weak_why=self.access.what if self.weak else "",
+            weak_step=self.access.next_step if self.weak else "",
         )
 
     def close(self) -> None:
@@ -111,7 +115,7 @@ def find_machine(
     supervisor = Supervisor(find_ids, lasting=lasting)
     try:
         supervisor.ids  # noqa: B018 - without ids nothing works: it is told here
-        store = Store(root, supervisor)
+        store = Store(root, supervisor, snapshotter)
         host = probe_all(store, engine=engine, snapshotter=snapshotter, environ=environ)
         found, init, access = host.tools()
     except BaseException:

@@ -24,6 +24,7 @@ from pytest_sandbox.runtimes.oci.machine import Machine, find_machine
 from pytest_sandbox.runtimes.oci.order import LimitOrder, MountOrder, Order
 from pytest_sandbox.runtimes.shell import FOLDER, Facts
 from pytest_sandbox.runtimes.streams import TailBuffer
+from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -51,8 +52,8 @@ _OVERHEAD: Final = 3
 class OciRuntime:
     """The Runtime protocol on runc or crun; nothing is started before it is needed.
 
-    `engine` and `init` are names or paths, found where empty. `fast_path=False` makes every command
-    a real exec.
+    `settings` are a run's: engine, snapshotter, registries, bounds on images; `engine` and
+    `snapshotter` stand in place of theirs. `fast_path=False` makes every command a real exec.
     """
 
     name = "oci"
@@ -63,13 +64,15 @@ class OciRuntime:
         environ: Mapping[str, str] | None = None,
         fast_path: bool = True,
         engine: str = "",
-        snapshotter: str = "auto",
+        snapshotter: str = "",
         folder: Path | None = None,
+        settings: Settings | None = None,
     ) -> None:
         self._environ = dict(os.environ if environ is None else environ)
         self.fast_path = fast_path
-        self._engine = engine
-        self._snapshotter = snapshotter
+        self._settings = settings or Settings()
+        self._engine = engine or self._settings.oci_engine.removeprefix("auto")
+        self._snapshotter = snapshotter or self._settings.oci_snapshotter
         self._root = folder or data_folder(self._environ) / "oci"
         self._lock = threading.RLock()
         self._machine: Machine | None = None
@@ -159,14 +162,22 @@ class OciRuntime:
     def pull(self, reference: str, target: Target, say: Callable[[str], None]) -> ImageInfo:
         from pytest_sandbox.runtimes.oci import images
 
-        return images.pull(self.store, reference, target, say, self._environ)
+        return images.pull(
+            self.store,
+            reference,
+            target,
+            say,
+            environ=self._environ,
+            settings=self._settings,
+        )
 
     def load_rootfs(
         self, tar: IO[bytes], reference: str, target: Target, labels: Mapping[str, str]
     ) -> ImageInfo:
         from pytest_sandbox.runtimes.oci import images
 
-        return images.load_rootfs(self.store, tar, reference, target, labels)
+        bounds = self._settings.bounds()
+        return images.load_rootfs(self.store, tar, reference, target, labels, bounds=bounds)
 
     def build(self, request: BuildRequest, say: Callable[[str], None]) -> ImageInfo:
         from pytest_sandbox.runtimes.oci import build
