@@ -5,6 +5,7 @@ begun, which costs a tenth of that.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pytest_sandbox.oci.supervisor import messages
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT: Final = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -80,8 +82,14 @@ def spawn() -> Child:
     return Child(process.pid, mine, log)
 
 
-def fork() -> Child:
-    """A fork of this process, which must have no threads yet, and no files open that matter."""
+def fork(jobs: Sequence[str] = ()) -> Child:
+    """A fork of this process, which must have no threads yet, and no files open that matter.
+
+    `jobs` are modules of jobs that it will need.
+    """
+    from pytest_sandbox.oci.supervisor.jobs import load
+    from pytest_sandbox.oci.supervisor.process import main
+
     mine, theirs = messages.pair()
     log = os.memfd_create("pytest-sandbox-supervisor")
     pid = os.fork()
@@ -90,8 +98,8 @@ def fork() -> Child:
         return Child(pid, mine, log)
     try:
         descriptor = _withdraw(theirs, log)
-        from pytest_sandbox.oci.supervisor.process import main
-
+        for name in jobs:
+            load(name)
         main(descriptor)
     except BaseException:
         import traceback
@@ -110,6 +118,7 @@ def _withdraw(channel: socket.socket, log: int) -> int:
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
     sys.dont_write_bytecode = True
+    gc.enable()
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH"):
         signal.signal(signal.Signals[name], signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)

@@ -139,11 +139,11 @@ class Pipes:
         if self._input >= 0:
             _Pump(0, self._input).start()
             self._input = -1
-        for number, source in self._ours.items():
+        while self._ours:
+            number, source = self._ours.popitem()
             pump = _Pump(source, number)
-            pump.start()
             self._pumps.append(pump)
-        self._ours = {}
+            pump.start()
 
     def finish(self, seconds: float | None) -> None:
         until = None if seconds is None else time.monotonic() + seconds
@@ -257,8 +257,9 @@ def attend(
     killed then, after a call of `expired`. Raises RuntimeUnavailable where its supervisor is gone.
     """
     until = None if timeout is None else time.monotonic() + timeout
-    streams.begin(_console(channel) if streams.wants_console else -1, signals)
-    signals.send_to(channel)
+    console = _console(channel) if streams.wants_console else -1
+    signals.send_to(channel)  # before anybody can see that it runs
+    streams.begin(console, signals)
     status: int | None = None
     late = False
     while True:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci.ids import find_ids
+from pytest_sandbox.oci.lifetimes import boot_id
 from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.store.files import read_json, write_json
-from pytest_sandbox.oci.store.owners import boot_id
 from pytest_sandbox.oci.supervisor import Supervisor
 from pytest_sandbox.runtimes.oci.order import LimitOrder, Order
 
@@ -30,15 +29,13 @@ if TYPE_CHECKING:
 FILE: Final = "machine.json"
 _FORMAT: Final = 1
 _SHARED: Final = (
-    "pytest_sandbox.oci.supervisor.process",
     "pytest_sandbox.runtimes.oci.launch",
     "pytest_sandbox.runtimes.oci.containers.ending",
 )
 _CONTROLLERS: Final = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What the trials found. `usable` are the controllers; `lacking` says why others are not."""
 
     engine: str
@@ -47,6 +44,7 @@ class Found:
     cgroups_base: str
     lacking: str
     next_step: str
+    snapshotter: str
 
 
 class Host:
@@ -66,7 +64,7 @@ class Host:
 
         for name in _SHARED:
             import_module(name)
-        self.supervisor.spawned = fork()
+        self.supervisor.spawned = fork(_SHARED)
         threading.Thread(target=self._begin, name="sandbox-host", daemon=True).start()
 
     def _begin(self) -> None:
@@ -81,6 +79,7 @@ class Host:
         return self._found
 
     def _look(self) -> Found:
+        from pytest_sandbox.oci.snapshots.choose import choose
         from pytest_sandbox.runtimes.oci.machine import find_machine
 
         machine = find_machine(
@@ -94,9 +93,10 @@ class Host:
             cgroups_base=access.cgroups.base,
             lacking=access.what,
             next_step=access.next_step,
+            snapshotter=choose(self.store).name,
         )
-        key = _key((found.engine, found.init))
-        write_json(self.store.root / FILE, {"key": key, "found": asdict(found)})
+        key = self._key((found.engine, found.init))
+        write_json(self.store.root / FILE, {"key": key, "found": found._asdict()})
         return found
 
     def _read(self) -> Found | None:
@@ -105,9 +105,26 @@ class Host:
             if kept is None:
                 return None
             found = Found(**{**kept["found"], "usable": tuple(kept["found"]["usable"])})
-            return found if kept["key"] == _key((found.engine, found.init)) else None
+            return found if kept["key"] == self._key((found.engine, found.init)) else None
         except (KeyError, TypeError, OSError):
             return None
+
+    def _key(self, programs: tuple[str, ...]) -> list[Any]:
+        """What it holds for. Raises OSError where a program is gone."""
+        files = [os.stat(program) for program in programs]  # noqa: PTH116
+        group = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
+        return [
+            _FORMAT,
+            boot_id(),
+            os.uname().release,
+            os.geteuid(),
+            self.supervisor.ids.key(),
+            self.store.root.stat().st_dev,
+            os.statvfs(self.store.root).f_flag,
+            os.environ.get("PATH", ""),
+            group,
+            *([file.st_mtime_ns, file.st_size, file.st_ino] for file in files),
+        ]
 
     def limits(self, wanted: Mapping[str, Any], *, weak: bool) -> LimitOrder:
         """The limits that were asked for. Raises SandboxError for one that cannot be set, unless
@@ -125,14 +142,12 @@ class Host:
 
     def order(self, image: Image, identity: str, **values: Any) -> Order:
         """An Order for one sandbox from an image of the store."""
-        from pytest_sandbox.oci.snapshots.choose import choose
-
         ids = self.supervisor.ids
         found = self.found
         return Order(
             id=identity,
             engine=found.engine,
-            snapshotter=choose(self.store).name,
+            snapshotter=found.snapshotter,
             layers=tuple(str(self.store.layer(key).diff) for key in image.keys),
             folder=str(self.store.root / "sandboxes" / identity),
             config=dict(image.config),
@@ -146,17 +161,3 @@ class Host:
     def close(self) -> None:
         """End the supervisor (not a lasting one)."""
         self.supervisor.close()
-
-
-def _key(programs: tuple[str, ...]) -> list[Any]:
-    files = [Path(program).stat() for program in programs]
-    group = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
-    return [
-        _FORMAT,
-        boot_id(),
-        os.uname().release,
-        os.geteuid(),
-        os.environ.get("PATH", ""),
-        group,
-        *([file.st_mtime_ns, file.st_size, file.st_ino] for file in files),
-    ]

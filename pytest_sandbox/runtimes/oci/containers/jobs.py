@@ -10,8 +10,9 @@ import contextlib
 import os
 import select
 import signal
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.runtimes.oci.containers.folder import REASON
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_sandbox.oci.supervisor import Call
+
+_SETTLED: Final = 1.0
+_INIT: Final = b"/.sandbox-init"
+_ENGINES: Final = frozenset({b"", b"runc", b"crun"})
 
 
 @contextlib.contextmanager
@@ -30,7 +35,7 @@ def _process(pid: int) -> Iterator[int]:
         if int(text.rpartition(")")[2].split()[1]) != os.getppid():
             raise ProcessLookupError(pid)
         yield descriptor
-    except FileNotFoundError as gone:
+    except (FileNotFoundError, IndexError) as gone:
         raise ProcessLookupError(pid) from gone
     finally:
         os.close(descriptor)
@@ -42,9 +47,26 @@ def _ended(descriptor: int, seconds: float | None) -> bool:
     return bool(poller.poll(None if seconds is None else seconds * 1000))
 
 
+def _await_program(pid: int) -> None:
+    """A process that has just been started may still be the engine's, which loses signals; and the
+    init blocks all of them before it can pass them on. Wait for what takes them, up to a second.
+    """
+    until = time.monotonic() + _SETTLED
+    while time.monotonic() < until:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if words[0].endswith(_INIT):
+            for line in Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines():
+                if line.startswith("SigBlk:") and int(line.split()[1], 16):
+                    return
+        elif words[0].rpartition(b"/")[2] not in _ENGINES:
+            return
+        time.sleep(0.001)
+
+
 def send(call: Call) -> dict[str, Any]:
     """Send `signal` to the first process `pid`. Gives `sent`: false if it was gone."""
     with contextlib.suppress(ProcessLookupError), _process(call.args["pid"]) as process:
+        _await_program(call.args["pid"])
         signal.pidfd_send_signal(process, call.args["signal"])
         return {"sent": True}
     return {"sent": False}
@@ -53,6 +75,7 @@ def send(call: Call) -> dict[str, Any]:
 def stop(call: Call) -> dict[str, Any]:
     """Send `signal` to `pid`, and KILL after `grace` seconds. Gives `killed`."""
     with contextlib.suppress(ProcessLookupError), _process(call.args["pid"]) as process:
+        _await_program(call.args["pid"])
         signal.pidfd_send_signal(process, call.args["signal"])
         if not _ended(process, call.args["grace"]):
             signal.pidfd_send_signal(process, signal.SIGKILL)

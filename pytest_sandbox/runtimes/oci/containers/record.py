@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_sandbox.oci.store.owners import Owner, parse_owner
 
@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What was started. Times are POSIX seconds.
 
     `owner` is the supervisor's process. `remove`: nothing is to be left at its end. `detached`: it
@@ -41,7 +40,7 @@ class Record:
     cgroups_base: str = ""
     room: str = ""
     no_new_privileges: bool = False
-    limits: dict[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Any] = MappingProxyType({})
     mounts: tuple[str, ...] = ()
     timeout: float | None = None
     stop_signal: int = 15
@@ -53,21 +52,20 @@ class Record:
 
     def document(self) -> dict[str, Any]:
         """As JSON writes it."""
-        return asdict(self)
+        found = {**self._asdict(), "owner": self.owner.document()}
+        return {**found, "limits": dict(self.limits)}
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Record:
         """The opposite. Raises KeyError, TypeError or ValueError for something else."""
-        known = {item.name for item in fields(cls)}
-        values = {name: value for name, value in found.items() if name in known}
+        values = {name: value for name, value in found.items() if name in cls._fields}
         values["owner"] = parse_owner(values["owner"])
         for name in ("command", "mounts", "ports", "env"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a sandbox ended: its exit status as a shell tells it (128 + n for a signal).
 
     `reason` is "" for an end of its own, `timeout`, `memory` (the kernel killed it for that), or
@@ -80,7 +78,7 @@ class Ending:
 
     def document(self) -> dict[str, Any]:
         """As JSON writes it."""
-        return asdict(self)
+        return self._asdict()
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Ending:

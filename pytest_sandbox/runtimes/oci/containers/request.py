@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_sandbox.oci.platforms import Platform
     from pytest_sandbox.oci.pull import Policy
     from pytest_sandbox.oci.reference import Reference
     from pytest_sandbox.runtimes.oci.order import MountOrder
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One sandbox, as its caller describes it.
 
     `command` replaces the image's Cmd. `env` holds NAME=VALUE, or NAME alone to remove it. `memory`
@@ -38,7 +39,7 @@ class Request:
     network: str = "none"
     ports: tuple[str, ...] = ()
     mounts: tuple[MountOrder, ...] = ()
-    tmpfs: dict[str, int] = field(default_factory=dict)
+    tmpfs: Mapping[str, int] = MappingProxyType({})
     read_only: bool = False
     init: bool = True
     no_new_privileges: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import SandboxError
@@ -150,7 +149,7 @@ class Run:
             network=request.network,
             ports=request.ports,
             mounts=request.mounts,
-            tmpfs=request.tmpfs,
+            tmpfs=dict(request.tmpfs),
             read_only=request.read_only,
             no_new_privileges=request.no_new_privileges,
             stop_signal=request.stop_signal,
@@ -188,8 +187,7 @@ class Run:
         started = 0
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             started = owner_of(told["pid"]).started
-        running = replace(
-            record,
+        running = record._replace(
             cwd=working_dir(config, self._request.cwd),
             stop_signal=stop_signal(config, self._request.stop_signal),
             pid=told["pid"],
