@@ -25,11 +25,11 @@ from pytest_sandbox.oci.engines import (
 )
 from pytest_sandbox.oci.findings import Finding, Lacking
 from pytest_sandbox.oci.ids import IdSpace, NoIds
+from pytest_sandbox.oci.lifetimes import boot_id
 from pytest_sandbox.oci.probe_namespaces import inside_container, lacking, probe_namespaces
 from pytest_sandbox.oci.probe_network import probe_network
 from pytest_sandbox.oci.snapshots.choose import choose
 from pytest_sandbox.oci.store.files import read_json, write_json
-from pytest_sandbox.oci.store.owners import boot_id
 from pytest_sandbox.oci.versions import parse_version
 
 if TYPE_CHECKING:

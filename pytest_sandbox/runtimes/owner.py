@@ -6,10 +6,9 @@ An owner is boot id + pid namespace + pid + start time: a pid alone is soon some
 from __future__ import annotations
 
 import os
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.oci.lifetimes import boot_id, pid_namespace, started
 from pytest_sandbox.runtimes.base import Owner
 
 if TYPE_CHECKING:
@@ -21,42 +20,17 @@ FOREIGN_AGE: Final = 24 * 3600.0
 """What another boot or pid namespace left goes after this many seconds."""
 
 
-@lru_cache(maxsize=1)
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return "unknown"
-
-
-def _namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").stat().st_ino)
-    except OSError:
-        return "unknown"
-
-
-def _started(pid: int) -> int | None:
-    """The start of a living process in clock ticks since boot; None for none, or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in {"Z", "X"} else int(fields[19])
-
-
 def current_owner(run: str) -> Owner:
     """This process as the owner of what run `run` makes."""
     pid = os.getpid()
-    return Owner(run, _boot(), _namespace(), pid, _started(pid) or 0)
+    return Owner(run, boot_id(), pid_namespace(), pid, started(pid) or 0)
 
 
 def owner_is_dead(owner: Owner, created: float, now: float) -> bool:
     """Whether what `owner` made at POSIX time `created` may go."""
-    if owner.boot != _boot() or owner.namespace != _namespace():
+    if owner.boot != boot_id() or owner.namespace != pid_namespace():
         return now - created > FOREIGN_AGE
-    return _started(owner.pid) != owner.started
+    return started(owner.pid) != owner.started
 
 
 def owner_labels(owner: Owner, created: float) -> dict[str, str]:

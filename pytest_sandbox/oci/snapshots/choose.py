@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci.findings import Finding
+from pytest_sandbox.oci.lifetimes import boot_id
 from pytest_sandbox.oci.snapshots.base import ALL, NAMES, find_snapshotter
 from pytest_sandbox.oci.snapshots.trial import TrialFailed
 from pytest_sandbox.oci.store.files import read_json, write_json
-from pytest_sandbox.oci.store.owners import boot_id
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.snapshots.base import Snapshotter

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, UsageError
 from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.lifetimes import boot_id
 from pytest_sandbox.oci.store.files import names, read_json, write_json
-from pytest_sandbox.oci.store.owners import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.oci.lifetimes import boot_id, pid_namespace, started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,47 +35,21 @@ class Owner:
         """Whether the process is gone; one that cannot be seen from here is after a day, by the
         `age` in seconds of what it made.
         """
-        if self.boot != boot_id() or self.namespace != _namespace():
+        if self.boot != boot_id() or self.namespace != pid_namespace():
             return age > FOREIGN_AGE
-        return _started(self.pid) != self.started
+        return started(self.pid) != self.started
 
 
 def owner_of(pid: int = 0) -> Owner:
     """A process as an owner; this one by default. Raises ProcessLookupError if it is gone."""
     pid = pid or os.getpid()
-    started = _started(pid)
-    if started is None:
+    began = started(pid)
+    if began is None:
         raise ProcessLookupError(pid)
-    return Owner(boot_id(), _namespace(), pid, started)
+    return Owner(boot_id(), pid_namespace(), pid, began)
 
 
 def parse_owner(found: Mapping[str, Any]) -> Owner:
     """What `document` wrote. Raises ValueError, KeyError or TypeError for something else."""
     boot, namespace = str(found["boot"]), str(found["namespace"])
     return Owner(boot, namespace, int(found["pid"]), int(found["started"]))
-
-
-@lru_cache(maxsize=1)
-def boot_id() -> str:
-    """A new one with each start of the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return "unknown"
-
-
-def _namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").stat().st_ino)
-    except OSError:
-        return "unknown"
-
-
-def _started(pid: int) -> int | None:
-    """The start of a living process; None for none, or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in {"Z", "X"} else int(fields[19])
