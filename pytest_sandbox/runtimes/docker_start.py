@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +25,7 @@ from pytest_sandbox.runtimes.docker_container import DockerContainer
 from pytest_sandbox.runtimes.docker_stream import StreamRefused, open_stream
 from pytest_sandbox.runtimes.live_system import LiveSystem
 from pytest_sandbox.runtimes.owner import owner_labels
+from pytest_sandbox.runtimes.run_folder import RunFolder
 from pytest_sandbox.runtimes.shell import FOLDER, Facts
 from pytest_sandbox.runtimes.streams import TailBuffer
 
@@ -54,16 +54,12 @@ class Starter:
     def __init__(self, runtime: DockerRuntime, adapted: Adapted) -> None:
         self._runtime = runtime
         self._adapted = adapted
-        self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._folder: Path | None = None
+        self._folder = RunFolder()
 
     def close(self) -> None:
         """Remove the folder."""
-        with self._lock:
-            folder, self._folder = self._folder, None
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        self._folder.close()
 
     def start(self, spec: SandboxSpec, owner: Owner, network: str) -> LiveSystem:
         """Start one. Raises ImageUnavailable, UnknownUser, RuntimeUnavailable."""
@@ -96,7 +92,7 @@ class Starter:
         try:
             while True:
                 if folder is None and (adapted.fast_path or spec.image in adapted.without_shell):
-                    folder = self._system_folder(owner, name)
+                    folder = self._folder.make(owner, name)
                 settings = self._settings(spec, owner, network, folder)
                 try:
                     container = client.create_container_from_config(settings, name)["Id"]
@@ -239,15 +235,6 @@ class Starter:
             disk=self._runtime.disk_limited(),
             closed=lambda system: self._runtime.forget(system, network),
         )
-
-    def _system_folder(self, owner: Owner, name: str) -> Path:
-        with self._lock:
-            if self._folder is None or not self._folder.is_dir():
-                self._folder = reaper.make_run_folder(owner)
-            folder = self._folder / name
-        folder.mkdir()
-        folder.chmod(0o711)
-        return folder
 
 
 def _start_error(spec: SandboxSpec, text: str) -> SandboxError:

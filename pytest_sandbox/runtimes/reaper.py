@@ -1,4 +1,4 @@
-"""Remove what runs left behind: containers, snapshots, networks, dangling images, run folders.
+"""Remove what runs left on an engine: containers, snapshots, networks, dangling images.
 
 Only what carries our label is looked at; nothing is ever found by name or by subtraction.
 """
@@ -6,27 +6,21 @@ Only what carries our label is looked at; nothing is ever found by name or by su
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import shutil
-import tempfile
 import time
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.images.name import HASH_LABEL
-from pytest_sandbox.runtimes.base import Owner
 from pytest_sandbox.runtimes.owner import FOREIGN_AGE, LABEL, owner_from_labels
+from pytest_sandbox.runtimes.run_folder import reap_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pytest_sandbox.runtimes.base import Owner
+
 SNAPSHOT: Final = f"{LABEL}.snapshot"
 """Label of a snapshot; its value is `kept` for one that outlives its run (a cached install)."""
-_PREFIX: Final = "pytest-sandbox-run-"
-_OWNER_FILE: Final = "owner.json"
 
 
 def remove_container(client: Any, container: str) -> None:
@@ -116,28 +110,4 @@ def _dangling(client: Any) -> int:
                         count += 1
             client.remove_image(entry["Id"], force=False)
             count += 1
-    return count
-
-
-def make_run_folder(owner: Owner) -> Path:
-    """A private folder of this process for FIFOs; it says whose it is."""
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    data = {**asdict(owner), "created": time.time()}
-    (folder / _OWNER_FILE).write_text(json.dumps(data), encoding="utf-8")
-    return folder
-
-
-def reap_folders(is_dead: Callable[[Owner, float], bool]) -> int:
-    """Remove the folders for FIFOs that dead owners left; the number of them."""
-    count = 0
-    for folder in Path(tempfile.gettempdir()).glob(_PREFIX + "*"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = folder.lstat()
-            if found.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
-                continue
-            data = json.loads((folder / _OWNER_FILE).read_text(encoding="utf-8"))
-            created = float(data.pop("created"))
-            if is_dead(Owner(**data), created):
-                shutil.rmtree(folder, ignore_errors=True)
-                count += 1
     return count

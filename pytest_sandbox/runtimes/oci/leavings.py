@@ -14,7 +14,8 @@ from pytest_sandbox.oci import cgroups
 from pytest_sandbox.oci.supervisor.client import ROOM_PREFIX
 from pytest_sandbox.runtimes.base import Owner
 from pytest_sandbox.runtimes.owner import owner_from_labels
-from pytest_sandbox.runtimes.reaper import SNAPSHOT, reap_folders
+from pytest_sandbox.runtimes.reaper import SNAPSHOT
+from pytest_sandbox.runtimes.run_folder import reap_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

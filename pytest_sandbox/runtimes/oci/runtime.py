@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import ImageUnavailable, RuntimeUnavailable, SandboxError
 from pytest_sandbox.folders import data_folder
-from pytest_sandbox.runtimes import reaper, shell
+from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.control import Control, ControlLost
 from pytest_sandbox.runtimes.live_system import LiveSystem
 from pytest_sandbox.runtimes.oci import leavings, weak
@@ -22,6 +22,7 @@ from pytest_sandbox.runtimes.oci.channel import PipeChannel
 from pytest_sandbox.runtimes.oci.container import OciContainer
 from pytest_sandbox.runtimes.oci.machine import Machine, find_machine
 from pytest_sandbox.runtimes.oci.order import LimitOrder, MountOrder, Order
+from pytest_sandbox.runtimes.run_folder import RunFolder
 from pytest_sandbox.runtimes.shell import FOLDER, Facts
 from pytest_sandbox.runtimes.streams import TailBuffer
 from pytest_sandbox.settings import Settings
@@ -78,7 +79,7 @@ class OciRuntime:
         self._machine: Machine | None = None
         self._systems: set[LiveSystem] = set()
         self._numbers = itertools.count(1)
-        self._folder: Path | None = None
+        self._folder = RunFolder()
         self._owner: Owner | None = None
 
     # --- the machine ------------------------------------------------------------------------
@@ -139,10 +140,8 @@ class OciRuntime:
             with contextlib.suppress(SandboxError):
                 system.close()
         with self._lock:
-            folder, self._folder = self._folder, None
             machine, self._machine = self._machine, None
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        self._folder.close()
         if machine is not None:
             machine.close()
 
@@ -216,7 +215,7 @@ class OciRuntime:
         number = next(self._numbers)
         word = re.sub(r"[^A-Za-z0-9]", "", owner.run)[:8] or "run"
         name = f"ps-{word}-{owner.pid}-{number}-{secrets.token_hex(3)}"
-        folder = self._fifo_folder(owner, name) if self.fast_path else None
+        folder = self._folder.make(owner, name) if self.fast_path else None
         order = self._order(spec, image, name, folder)
         try:
             system = self._start(spec, order, folder, owner)
@@ -337,15 +336,6 @@ class OciRuntime:
     def _forget(self, system: LiveSystem) -> None:
         with self._lock:
             self._systems.discard(system)
-
-    def _fifo_folder(self, owner: Owner, name: str) -> Path:
-        with self._lock:
-            if self._folder is None or not self._folder.is_dir():
-                self._folder = reaper.make_run_folder(owner)
-            folder = self._folder / name
-        folder.mkdir()
-        folder.chmod(0o711)
-        return folder
 
     # --- what is left -----------------------------------------------------------------------
 
