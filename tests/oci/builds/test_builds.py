@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from pytest_sandbox.errors import Blame, BuildFailed
 from pytest_sandbox.limits import Limits
 from pytest_sandbox.runtimes.base import SandboxSpec
-from pytest_sandbox.runtimes.owner import current_owner
+from pytest_sandbox.runtimes.owner import current_owner, owner_is_dead
 from tests.oci.builds.conftest import NAME, TARGET
-from tests.oci.store.seeing import diffs
+from tests.oci.store.seeing import diffs, left_over
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_layers_hold_what_the_commands_did_and_nothing_else(runtime, build, output):
@@ -162,3 +169,52 @@ def test_a_missing_base(build):
     ) as caught:
         build("RUN true", base="no/such:1")
     assert "pull no/such:1" in caught.value.next_step
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from pytest_sandbox.runtimes.base import BuildRequest
+from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+from pytest_sandbox.targets import Target
+text = "FROM base:1\\nRUN touch /x\\nRUN echo begun; sleep 60\\n"
+runtime = OciRuntime(folder=Path(sys.argv[2]))
+runtime.supervisor.call("pytest_sandbox.oci.unpacking_jobs:ready", {})
+print(runtime.supervisor.pid, flush=True)
+target = Target.parse(sys.argv[1])
+request = BuildRequest("tsuku/sandbox-test:killed", target, text, {}, network="none")
+runtime.build(request, lambda line: print(line, flush=True))
+"""
+
+
+def test_a_build_that_is_killed_with_its_supervisor(runtime):
+    """Nothing tidies up then; the next session does."""
+    before = runtime.store.layers.all()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(TARGET), str(runtime.store.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    supervisor = int(child.stdout.readline())
+    assert supervisor > 1
+    assert any("sleep" in line for line in iter(child.stdout.readline, ""))
+    time.sleep(1.0)
+    owners = runtime.store.root / "owners"
+    (name,) = (path.name for path in owners.glob("ps-build-*"))
+    for pid in (supervisor, child.pid):
+        os.kill(pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert set(left_over(runtime.store)) >= {"leases", "tmp"}
+
+    def is_dead(owner, created):
+        return owner_is_dead(owner, created, time.time())
+
+    deadline = time.monotonic() + 10  # a killed sandbox goes when the kernel comes to it
+    while (owners / name).exists() or left_over(runtime.store):
+        assert time.monotonic() < deadline, left_over(runtime.store)
+        runtime.reap(is_dead)
+        time.sleep(0.1)
+    assert not runtime.machine.access.cgroups.paths(name).exists()
+    assert runtime.store.layers.all() == before
