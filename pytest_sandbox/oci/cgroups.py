@@ -293,6 +293,14 @@ def remove(paths: GroupPaths, wait: float = 5.0) -> list[Path]:
 
 
 def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass  # something is below it
+    else:
+        return True
     for inner, _, _ in os.walk(folder, topdown=False):
         try:
             Path(inner).rmdir()

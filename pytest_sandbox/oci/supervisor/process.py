@@ -23,6 +23,8 @@ from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import Call, describe, find_job, perform, warn
 
 _UNCLAIMED: Final = 4096
+_LOST: Final = int(signal.SIGKILL)
+"""The status of a process whose end was not seen: as wait(2) gives it."""
 
 
 @dataclass
@@ -37,6 +39,15 @@ class Watched:
     ended: bool = False
 
 
+@dataclass
+class Job:
+    """A job's process: who asked for it, with which number, or whose end it follows."""
+
+    client: socket.socket | None
+    number: int = 0
+    follows: Watched | None = None
+
+
 class Supervisor:
     """The loop."""
 
@@ -48,7 +59,7 @@ class Supervisor:
         self._ids: int | None = None
         self._setup = setup
         self._selector = selectors.DefaultSelector()
-        self._jobs: dict[int, tuple[int, Watched | None]] = {}
+        self._jobs: dict[int, Job] = {}
         self._watched: dict[int, Watched] = {}
         self._unclaimed: OrderedDict[int, int] = OrderedDict()
         self._clients = 0
@@ -183,20 +194,20 @@ class Supervisor:
             return
         message, fds = received
         if "cancel" in message:
-            for pid, (number, _) in self._jobs.items():
-                if number == message["cancel"]:
+            for pid, job in self._jobs.items():
+                if job.client is client and job.number == message["cancel"]:
                     _kill(pid)
         elif "listen" in message:
             listener = socket.socket(fileno=fds[0])
             self._selector.register(listener, selectors.EVENT_READ, ("listen", listener))
         else:
-            self._begin(message, fds)
+            self._begin(client, message, fds)
 
-    def _begin(self, message: dict[str, Any], fds: list[int]) -> None:
+    def _begin(self, client: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
         reply = socket.socket(fileno=fds[0])
         try:
             job = self._find(message["job"])
-            self._fork(job, message, fds[1:], reply, None)
+            self._fork(job, message, fds[1:], reply, Job(client, int(message["number"])))
         except Exception as error:
             with contextlib.suppress(OSError):
                 messages.send(reply, {"failed": describe(error)})
@@ -220,11 +231,11 @@ class Supervisor:
         message: dict[str, Any],
         fds: list[int],
         reply: socket.socket,
-        watched: Watched | None,
+        noted: Job,
     ) -> None:
         pid = os.fork()
         if pid:
-            self._jobs[pid] = (int(message.get("number", 0)), watched)
+            self._jobs[pid] = noted
             return
         try:
             signal.set_wakeup_fd(-1)
@@ -243,7 +254,7 @@ class Supervisor:
             )
             if message.get("where") == "mapped":
                 self._enter()
-            perform(job, call, "done" if watched is None else "gone")
+            perform(job, call, "done" if noted.follows is None else "gone")
         except BaseException as error:
             with contextlib.suppress(OSError):
                 messages.send(reply, {"failed": describe(error)})
@@ -263,8 +274,9 @@ class Supervisor:
         watched = Watched(
             message["watch"], channel, message["companions"], message["after"], message["name"]
         )
-        if watched.pid in self._unclaimed:
-            self._end(watched, self._unclaimed.pop(watched.pid))
+        if not _is_child(watched.pid):
+            # It has ended. (What ended long ago may have had the id of one that is a child now.)
+            self._end(watched, self._unclaimed.pop(watched.pid, _LOST))
             return
         self._watched[watched.pid] = watched
         self._selector.register(channel, selectors.EVENT_READ, ("channel", watched))
@@ -312,9 +324,9 @@ class Supervisor:
             if pid == 0:
                 return
             if pid in self._jobs:
-                _, watched = self._jobs.pop(pid)
-                if watched is not None:
-                    self._drop_channel(watched)
+                follows = self._jobs.pop(pid).follows
+                if follows is not None:
+                    self._drop_channel(follows)
             elif pid in self._watched:
                 self._end(self._watched.pop(pid), status, used.ru_utime + used.ru_stime)
             else:
@@ -337,7 +349,7 @@ class Supervisor:
         mine, theirs = messages.pair()
         try:
             reply = watched.channel or theirs
-            self._fork(self._find(name), message, [], reply, watched)
+            self._fork(self._find(name), message, [], reply, Job(None, follows=watched))
         except Exception as error:
             warn(f"{name} could not be started: {error}")
             self._drop_channel(watched)
@@ -355,6 +367,15 @@ class Supervisor:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _is_child(pid: int) -> bool:
+    """Whether the process is a child of this one, dead or alive, that is not reaped yet."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _die_with_parent() -> None:

@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import stat
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +57,7 @@ def warm() -> None:
     """What every start needs is loaded once, in the supervisor."""
     seccomp.load()
     find_snapshotter("overlay")
+    _counts_swap()
 
 
 def start(call: Call) -> dict[str, Any]:
@@ -331,10 +333,7 @@ class _Launch:
             read_only=order.read_only,
             init=(INIT, "-p", "SIGKILL", "--") if order.init else (),
             rootless=order.rootless,
-            cgroups_path=cgroups.find_cgroups()
-            .below(order.cgroups_base)
-            .paths(order.id)
-            .engine_path,
+            cgroups_path=_cgroups().below(order.cgroups_base).paths(order.id).engine_path,
             swap=_counts_swap(),
         )
 
@@ -422,11 +421,12 @@ def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
     place = Path(room, args["id"])
     usage: dict[str, Any] = {}
     if not args["rootless"]:
-        paths = cgroups.find_cgroups().below(args["cgroups_base"]).paths(args["id"])
+        paths = _cgroups().below(args["cgroups_base"]).paths(args["id"])
         found = cgroup_usage.read_usage(paths)
         usage = {name: getattr(found, name) for name in ("oom_kills", "memory_peak")}
-        cgroups.kill(paths)
-        cgroups.remove(paths)
+        if cgroups.remove(paths, wait=0):  # something is in it yet
+            cgroups.kill(paths)
+            cgroups.remove(paths)
     for mounted in [*sorted((place / "mounts").glob("*")), place / "rootfs"]:
         with contextlib.suppress(OSError):
             linux.umount(mounted, linux.MNT_DETACH)
@@ -440,10 +440,16 @@ def _prepared(snapshotter: Snapshotter, lowers: list[int], upper: int) -> dict[s
     return {}
 
 
+@cache
+def _cgroups() -> cgroups.Cgroups:
+    """What is mounted: found once for all that a supervisor starts."""
+    return cgroups.find_cgroups()
+
+
+@cache
 def _counts_swap() -> bool:
     """Whether the kernel accounts for swap (memory.memsw of v1; v2 always does where it can)."""
-    found = cgroups.find_cgroups()
-    memory = found.controllers.get("memory")
+    memory = _cgroups().controllers.get("memory")
     if memory is None or memory.version == 2:
         return True
     return (memory.mount / "memory.memsw.limit_in_bytes").exists()
