@@ -237,13 +237,19 @@ def _last_line(text: str) -> str:
     return text.rsplit("\n", 1)[-1]
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
     if not config.getoption("sandbox"):
         return None
     state = config.stash[STATE]
     names = ", ".join(target.id for target in state.targets)
     count = "1 target" if len(state.targets) == 1 else f"{len(state.targets)} targets"
-    return f"sandbox: runtime {state.settings.runtime}, {count} ({names})"
+    engine = [f"runtime {state.settings.runtime}"]
+    if not config.option.collectonly:  # which touches no engine
+        from pytest_sandbox.reporting import describe_engine
+
+        workers = config.pluginmanager.hasplugin("dsession")
+        engine = describe_engine(state.session, workers=workers)
+    return [f"sandbox: {line}" for line in (*engine, f"{count}: {names}")]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -9,7 +9,8 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import printable
+from pytest_sandbox.errors import SandboxError, printable
+from pytest_sandbox.session import weaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_sandbox.sandbox import Sandbox
+    from pytest_sandbox.session import RunSession
 
 HEADLINE: Final = "sandbox.headline"
 """The user property that carries a failure's headline to the summary, also from a worker."""
@@ -41,6 +43,34 @@ def describe_sandbox(sandbox: Sandbox) -> str:
         lines += [f"  | {text}" for text in last.tail.splitlines()[-_TAIL:]]
     lines += [f"note: {notice}" for notice in sandbox.notices]
     return printable("\n".join(lines))
+
+
+def describe_engine(session: RunSession, *, workers: bool) -> list[str]:
+    """For the header: which engine the run has and why, and which limits are weaker there.
+
+    With `workers` the engine is theirs: this process looks at it, and lets go of it.
+    """
+    name = session.settings.runtime
+    try:
+        if workers:
+            from pytest_sandbox.runtimes.detect import choose_runtime
+
+            given = session.find(name)
+            if given is not None:
+                return [f"runtime {name}"]
+            choice = choose_runtime(name, session.environ, session.settings)
+            info, why = choice.runtime.info(), choice.why
+            choice.runtime.close()
+        else:
+            info, why = session.info, session.why
+    except SandboxError as missing:
+        step = f"; next: {missing.next_step}" if missing.next_step else ""
+        return [printable(session.mask(f"runtime {name}: none here: {missing.what}{step}"))]
+    shown = f"{info.name} with {info.engine}" if info.engine else f"{info.name} {info.version}"
+    lines = [f"runtime {shown}" + (f" (auto: {why})" if why else "")]
+    if info.weak_limits:
+        lines.append(weaker(info))
+    return [printable(session.mask(line)) for line in lines]
 
 
 class Board:

@@ -48,6 +48,12 @@ def _quiet(line: str) -> None:
     del line
 
 
+def weaker(info: RuntimeInfo) -> str:
+    """What to tell people of limits that no control group holds."""
+    names = ", ".join(info.weak_limits)
+    return f"weaker limits for {names}, which can be evaded: {info.weak_why}"
+
+
 def _nothing(name: str) -> None:
     del name
 
@@ -79,8 +85,12 @@ class RunSession:
     """Another plugin's runtime by the setting's name, or None for the built-in detection."""
     main: bool = True
     """Whether this process is the run's controller (or the only one): it sweeps at the end."""
+    has_header: bool = False
+    """Whether the head of the run tells of the engine."""
     log_root: Callable[[], Path] | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    why: str = ""
+    """Why `auto` took this engine; empty for one that was named or given."""
     _runtime: Runtime | None = None
     _info: RuntimeInfo | None = None
     _unavailable: SandboxError | None = None
@@ -156,13 +166,17 @@ class RunSession:
         given = self.find(self.settings.runtime)
         if given is not None:
             return given
-        from pytest_sandbox.runtimes.detect import find_runtime
+        from pytest_sandbox.runtimes.detect import choose_runtime
         from pytest_sandbox.runtimes.runs import end_with_parent, enter_run
 
-        runtime = find_runtime(self.settings.runtime, self.environ)
+        choice = choose_runtime(self.settings.runtime, self.environ, self.settings)
+        runtime, self.why = choice.runtime, choice.why
         if not self.main:
             end_with_parent()
         enter_run(runtime, self.run)
+        info = runtime.info()
+        if info.weak_limits and not self.has_header and self.worker in {"", "gw0"}:
+            self.say(weaker(info))
         return runtime
 
     @property
@@ -357,8 +371,7 @@ class RunSession:
             storage = self.info.storage or "its storage"
             notes.append(f"no disk limit is held: {storage} of the engine cannot set one")
         if self.info.weak_limits:
-            names = ", ".join(self.info.weak_limits)
-            notes.append(f"weaker limits for {names}, which can be evaded: {self.info.weak_why}")
+            notes.append(weaker(self.info))
         return notes
 
     def release(self, system: System) -> None:
@@ -404,6 +417,7 @@ class RunSession:
         from pytest_sandbox.runtimes.runs import leave_run
 
         if leave_run(self.run):
+            self.has_header = True  # a worker has said it
             with suppress(RuntimeUnavailable):  # an engine that is gone took everything along
                 self.runtime.sweep(self.run)
             self.close()

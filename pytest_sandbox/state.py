@@ -89,6 +89,7 @@ class State:
                 say=self._say,
                 find=self._find,
                 main=not hasattr(config, "workerinput"),
+                has_header=bool(config.getoption("sandbox", False)),
                 log_root=self._log_root,
             )
         return self._session

@@ -38,10 +38,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The runtime of a run, and in a few words why it is this one."""
+    """The runtime of a run, and in a few words why `auto` took it (empty for one by name)."""
 
     runtime: Runtime
-    why: str
+    why: str = ""
 
 
 def find_runtime(
@@ -67,7 +67,7 @@ def choose_runtime(
     if info.weak_limits and _refuses_weak(settings):
         runtime.close()
         raise _too_weak(info)
-    return Choice(runtime, "asked for")
+    return Choice(runtime)
 
 
 def _named(name: str, environ: Mapping[str, str], settings: Settings | None) -> Runtime:
@@ -100,7 +100,7 @@ def _first(environ: Mapping[str, str], settings: Settings | None) -> Choice:
     try:
         info = own.info()
         if not info.weak_limits:
-            return Choice(own, f"no daemon is needed: {info.engine} sets limits")
+            return Choice(own, "no daemon is needed, and limits can be set")
         weak, why = info, f"without a daemon no control group sets limits: {info.weak_why}"
         step = _too_weak(info).next_step
     except SandboxError as wrong:
@@ -111,7 +111,7 @@ def _first(environ: Mapping[str, str], settings: Settings | None) -> Choice:
     except RuntimeUnavailable as missing:
         if weak is not None and not _refuses_weak(settings):
             names = ", ".join(weak.weak_limits)
-            return Choice(own, f"no Docker or Podman answers; weaker limits for {names}")
+            return Choice(own, f"weaker limits for {names}, but no Docker or Podman answers")
         own.close()
         msg = f"{missing.what}; and {why}"
         step = step or missing.next_step or "run pytest-sandbox doctor"
