@@ -1,4 +1,4 @@
-"""Acceptance tests run `pytest --sandbox` for real, on a real engine."""
+"""Acceptance tests run `pytest --sandbox` for real: without a daemon, and on Docker."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.acceptance.leftovers import Docker, Oci
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pytest_sandbox.runtimes.base import Runtime
+    from tests.acceptance.leftovers import Leftovers
 
 TARGET = "linux/amd64/debian"
+RUNTIMES = ("oci", "docker")
 
 
 @pytest.fixture(autouse=True)
@@ -21,26 +25,37 @@ def _shared(shared_folders: None) -> None:
     """Every acceptance test uses the bases that are there."""
 
 
-@pytest.fixture(scope="session")
-def engine() -> Runtime:
-    """A runtime of our own, to look at what the runs under test leave behind."""
+@pytest.fixture(scope="session", params=RUNTIMES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """A runtime of our own, to look at what the runs under test leave behind.
+
+    A test that shows nothing new on the second one says `on("oci")` or `on("docker")`.
+    """
     from pytest_sandbox.errors import RuntimeUnavailable
     from pytest_sandbox.runtimes.detect import find_runtime
 
     try:
-        return find_runtime("auto", os.environ)
+        found = find_runtime(request.param, os.environ)
     except RuntimeUnavailable as missing:
         if os.environ.get("PYTEST_SANDBOX_REQUIRE"):
             raise
         pytest.skip(str(missing))
+    yield found
+    found.close()
 
 
 @pytest.fixture(autouse=True)
-def _skips_are_skips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PYTEST_SANDBOX_REQUIRE is for these tests; the runs inside them say what they require."""
+def _runs_use_the_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test starts uses its engine; an absent one that it makes absent is a skip there."""
     if "engine" in request.fixturenames:
-        request.getfixturevalue("engine")
+        monkeypatch.setenv("PYTEST_SANDBOX_RUNTIME", request.getfixturevalue("engine").name)
     monkeypatch.delenv("PYTEST_SANDBOX_REQUIRE", raising=False)
+
+
+@pytest.fixture
+def leftovers(engine: Runtime) -> Leftovers:
+    """What runs have on the engine."""
+    return Oci(engine) if engine.name == "oci" else Docker(engine)
 
 
 @pytest.fixture
