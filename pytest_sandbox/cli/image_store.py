@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from pytest_sandbox.cli.configuration import cli_settings
 from pytest_sandbox.errors import ImageUnavailable, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from pytest_sandbox.oci.bounds import Bounds
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.platforms import Platform
     from pytest_sandbox.oci.reference import Reference
@@ -36,7 +38,7 @@ def open_store() -> Iterator[Store]:
 
     supervisor = Supervisor(find_ids)
     try:
-        yield Store(data_folder() / "oci", supervisor)
+        yield Store(data_folder() / "oci", supervisor, cli_settings().oci_snapshotter)
     finally:
         supervisor.close()
 
@@ -61,10 +63,16 @@ def collect(*, older_than: float) -> Collected | None:
         return store.collect(older_than=older_than)
 
 
-def _registry() -> Registry:
-    from pytest_sandbox.oci.registry import Registry
+def _registry(say: Callable[[str], None]) -> Registry:
+    from pytest_sandbox.runtimes.oci.registry_settings import open_registry
 
-    return Registry(environ=os.environ)
+    return open_registry(cli_settings(), os.environ, say)
+
+
+def _bounds() -> Bounds:
+    from pytest_sandbox.runtimes.oci.registry_settings import bounds_of
+
+    return bounds_of(cli_settings())
 
 
 def _platform(text: str | None) -> Platform:
@@ -136,7 +144,11 @@ def pull_command(
     from pytest_sandbox.oci.pull import pull
 
     name = _reference(reference)
-    with open_store() as store, _registry() as registry, display(sys.stderr, quiet=quiet) as shown:
+    with (
+        open_store() as store,
+        display(sys.stderr, quiet=quiet) as shown,
+        _registry(shown.say) as registry,
+    ):
         image = pull(
             name,
             store=store,
@@ -144,6 +156,7 @@ def pull_command(
             platform=_platform(platform),
             policy=policy,  # type: ignore[arg-type]  # one of the choices
             keep_blobs=not no_archives,
+            bounds=_bounds(),
             display=shown,
         )
     click.echo(_told(image))
@@ -162,7 +175,11 @@ def push_command(reference: str, target: str | None, platform: str | None, *, qu
     from pytest_sandbox.oci.push import push_image
 
     goal = _reference(target or reference)
-    with open_store() as store, _registry() as registry, display(sys.stderr, quiet=quiet) as shown:
+    with (
+        open_store() as store,
+        display(sys.stderr, quiet=quiet) as shown,
+        _registry(shown.say) as registry,
+    ):
         image = complete(store, _stored(store, reference, platform))
         store.touch(image)
         same = image.reference.registry == goal.registry
@@ -190,7 +207,9 @@ def import_command(path: Path, reference: str | None, platform: str | None) -> N
 
     name = _reference(reference) if reference else None
     with open_store() as store:
-        found = import_images(store, path, name, platform=_platform(platform), say=_say)
+        found = import_images(
+            store, path, name, platform=_platform(platform), bounds=_bounds(), say=_say
+        )
     for image in found:
         click.echo(_told(image))
 
@@ -235,16 +254,21 @@ def unpack_command(
     from pytest_sandbox.oci.unpack_image import unpack_image
 
     name = _reference(reference)
-    with open_store() as store, _registry() as registry, display(sys.stderr, quiet=quiet) as shown:
+    with (
+        open_store() as store,
+        display(sys.stderr, quiet=quiet) as shown,
+        _registry(shown.say) as registry,
+    ):
         image = pull(
             name,
             store=store,
             registry=registry,
             platform=_platform(platform),
             policy=policy,  # type: ignore[arg-type]  # one of the choices
+            bounds=_bounds(),
             display=shown,
         )
-        unpack_image(store, image, folder, say=_say)
+        unpack_image(store, image, folder, bounds=_bounds(), say=_say)
     click.echo(f"{folder / 'rootfs'}: {_told(image)}")
 
 

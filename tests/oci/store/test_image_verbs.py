@@ -191,3 +191,15 @@ def test_wrong_calls_are_told(tool, words, status, problem):
     assert done.returncode == status
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_bounds_and_mirrors_come_from_settings(tool, pushed, registry, tmp_path):
+    (tmp_path / "pytest.ini").write_text(
+        f"[pytest]\nsandbox_registry_mirror = far.example=http://{registry.host}\n"
+        "sandbox_image_bound = layers=2\n"
+    )
+    name = pushed.replace(registry.host, "far.example")
+    assert "has 3 layers; at most 2 are taken" in tool("pull", "-q", name, ok=False).stderr
+    settings = (tmp_path / "pytest.ini").read_text().replace("layers=2", "layers=3")
+    (tmp_path / "pytest.ini").write_text(settings)
+    assert APP.digest in tool("pull", "-q", name).stdout
