@@ -54,16 +54,13 @@ _OVERHEAD: Final = 1
 def build(runtime: OciRuntime, request: BuildRequest, say: Callable[[str], None]) -> ImageInfo:
     """Build and record; see the Runtime protocol. `say` gets a line for each step."""
     store = runtime.store
-    whole = False
     work = store.work()
     try:
         image = _Build(runtime, request, say, work).run()
-        whole = True
     finally:
         work.close()
-        if not whole:
-            with contextlib.suppress(SandboxError, OSError):  # a later sweep will do
-                store.empty_trash(keep=store.uses.living()[0])
+        with contextlib.suppress(SandboxError, OSError):  # a later sweep will do
+            store.empty_trash(keep=store.uses.living()[0])
     return images.shown(image, request.name)
 
 

@@ -70,11 +70,16 @@ def runtime(busybox, tmp_path_factory):
         pytest.skip(str(missing))
     found.load_rootfs(tiny(busybox), "base:1", TARGET, {"from": "base"})
     yield found
+    remove(found, place, "oci")
+
+
+def remove(runtime, place, name):
+    """Close a runtime and remove its store, whoever the files belong to."""
     folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     job = "pytest_sandbox.oci.layers.jobs:remove"
-    found.supervisor.call(job, {"names": ["oci"]}, [folder], where="host")
+    runtime.supervisor.call(job, {"names": [name]}, [folder], where="host")
     os.close(folder)
-    found.close()
+    runtime.close()
 
 
 @pytest.fixture

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox.errors import Blame, BuildFailed
+from pytest_sandbox.errors import Blame, BuildFailed, SandboxError
 from pytest_sandbox.limits import Limits
-from pytest_sandbox.runtimes.base import SandboxSpec
+from pytest_sandbox.oci.exporting import export_image
+from pytest_sandbox.oci.importing import import_images
+from pytest_sandbox.runtimes.base import BuildRequest, SandboxSpec
+from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner, owner_is_dead
-from tests.oci.builds.conftest import NAME, TARGET
+from tests.oci.builds.conftest import NAME, TARGET, remove, tiny
 from tests.oci.store.seeing import diffs, left_over
 
 ROOT = Path(__file__).parents[3]
@@ -169,6 +172,42 @@ def test_a_missing_base(build):
     ) as caught:
         build("RUN true", base="no/such:1")
     assert "pull no/such:1" in caught.value.next_step
+
+
+@pytest.mark.parametrize("snapshotter", ["copy", "fuse-overlayfs"])
+def test_without_overlay(busybox, tmp_path, snapshotter):
+    other = OciRuntime(folder=tmp_path / "other", snapshotter=snapshotter)
+    try:
+        other.info()
+    except SandboxError as missing:
+        other.close()
+        pytest.skip(str(missing))
+    try:
+        other.load_rootfs(tiny(busybox), "base:1", TARGET, {})
+        text = (
+            "FROM base:1\nCOPY x /x\nRUN rm -r /data/old && mkdir /data/old\n"
+            "RUN rm /etc/motd && echo hi >/y\n"
+        )
+        other.build(BuildRequest(NAME, TARGET, text, {"x": b"1"}, network="none"), lambda _: None)
+        image = other.image(NAME)
+        filled = [one for one in image.config["history"] if not one.get("empty_layer")]
+        assert len(filled) == len(image.layers) == (1 if snapshotter == "copy" else 4)
+        assert left_over(other.store) == {}
+        export_image(other.store, image, tmp_path / "layout", "oci")
+        third = OciRuntime(folder=tmp_path / "third")
+        try:
+            (again,) = import_images(third.store, tmp_path / "layout")
+            for runtime in (other, third):
+                system = runtime.start(SandboxSpec(NAME, TARGET, Limits()), current_owner("builds"))
+                found = system.run(["sh", "-c", "ls /data/old; cat /x /y; stat /etc/motd"])
+                system.close()
+                assert found.stdout == "1hi\n"
+                assert "No such file" in found.stderr
+            assert again.config_digest == image.config_digest
+        finally:
+            remove(third, tmp_path, "third")
+    finally:
+        remove(other, tmp_path, "other")
 
 
 CHILD = """

@@ -15,7 +15,7 @@ from pytest_sandbox.oci.importing import import_images
 from pytest_sandbox.oci.reference import parse_reference
 from pytest_sandbox.oci.sources import ImageSource
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
-from tests.oci.builds.conftest import NAME
+from tests.oci.builds.conftest import NAME, remove
 from tests.oci.layers.stacks import same, tree, umoci_unpack
 from tests.oci.store.seeing import diffs
 
@@ -118,13 +118,8 @@ def test_another_store_takes_the_same_image(runtime, build, tmp_path):
         assert (again.reference, again.config_digest) == (image.reference, image.config_digest)
         assert again.keys == image.keys, "layers are named by their content"
         assert diffs(other.store, again) == diffs(runtime.store, image)
-        other.remove_image(NAME)
-        folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-        job = "pytest_sandbox.oci.layers.jobs:remove"
-        other.supervisor.call(job, {"names": ["other"]}, [folder], where="host")
-        os.close(folder)
     finally:
-        other.close()
+        remove(other, tmp_path, "other")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="umoci needs root to keep owners")
