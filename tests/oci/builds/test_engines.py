@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 
 import pytest
 
@@ -88,9 +89,10 @@ def test_engines_run_what_is_built_here(runtime, build, output, engine, tmp_path
     check(engine.run(NAME, "sh", "-c", LOOK))
 
 
-def test_what_engines_build_runs_here(runtime, output, engine, tmp_path):
-    base = runtime.image("base:1")
-    export_image(runtime.store, base, tmp_path / "base.tar", "docker-archive")
+@pytest.fixture
+def elsewhere(runtime, engine, tmp_path):
+    """An image that an engine built from the same lines on our base, as a file; its Dockerfile."""
+    export_image(runtime.store, runtime.image("base:1"), tmp_path / "base.tar", "docker-archive")
     engine("load", "-i", str(tmp_path / "base.tar"))
     (tmp_path / "context").mkdir()
     text = "\n".join(["FROM base:1", *LINES, "COPY Dockerfile /etc/g-file"]) + "\n"
@@ -98,15 +100,17 @@ def test_what_engines_build_runs_here(runtime, output, engine, tmp_path):
     engine("build", "--network", "none", "-t", NAME, str(tmp_path / "context"))
     engine("save", "-o", str(tmp_path / "saved.tar"), NAME)
     engine("rmi", "base:1")
-    reference = parse_reference(NAME)
-    (image,) = import_images(runtime.store, tmp_path / "saved.tar", reference)
-    try:
-        assert image.labels["a.b"] == "two words"
-        check(output(image, "sh", "-c", LOOK), "g-file")
-        assert output(image, "cat", "/etc/g-file") == text
-        assert runtime.image("base:1").keys[0] == base.keys[0]
-    finally:
-        runtime.remove_image(NAME)
+    yield tmp_path / "saved.tar", text
+    runtime.remove_image(NAME)
+
+
+def test_what_engines_build_runs_here(runtime, output, elsewhere):
+    saved, text = elsewhere
+    (image,) = import_images(runtime.store, saved, parse_reference(NAME))
+    assert image.labels["a.b"] == "two words"
+    check(output(image, "sh", "-c", LOOK), "g-file")
+    assert output(image, "cat", "/etc/g-file") == text
+    assert runtime.image("base:1").keys[0] in runtime.store.layers.all()
 
 
 def test_another_store_takes_the_same_image(runtime, build, tmp_path):
@@ -122,23 +126,44 @@ def test_another_store_takes_the_same_image(runtime, build, tmp_path):
         remove(other, tmp_path, "other")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="umoci needs root to keep owners")
-@pytest.mark.skipif(shutil.which("umoci") is None, reason="umoci is not installed")
+umoci = pytest.mark.skipif(
+    os.geteuid() != 0 or not (shutil.which("umoci") and shutil.which("skopeo")),
+    reason="umoci and skopeo are needed, and root to keep owners",
+)
+
+
+def tree_of(runtime, image, folder):
+    """The tree of an image's layers in the store, with the image's own ids."""
+    folder.mkdir(mode=0o755)
+    first_uid, first_gid = runtime.supervisor.ids.root
+    os.chown(folder, first_uid, first_gid)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    ImageSource(image, runtime.store).fill(descriptor)
+    os.close(descriptor)
+    return {
+        path: (*seen[:2], seen[2] - first_uid, seen[3] - first_gid, *seen[4:])
+        for path, seen in tree(folder).items()
+    }
+
+
+@umoci
 def test_the_same_tree_as_umoci_unpacks(runtime, build, tmp_path):
     image = build(*LINES, "COPY folder/ /deep/er/", files={"folder/x": b"y"})
     export_image(runtime.store, image, tmp_path / "layout", "oci")
     theirs = umoci_unpack(tmp_path / "layout", image.reference.tag, tmp_path / "bundle")
-    ours = tmp_path / "ours"
-    ours.mkdir(mode=0o755)
-    first_uid, first_gid = runtime.supervisor.ids.root
-    os.chown(ours, first_uid, first_gid)
-    descriptor = os.open(ours, os.O_RDONLY | os.O_DIRECTORY)
-    ImageSource(image, runtime.store).fill(descriptor)
-    os.close(descriptor)
-
-    def unshifted(seen):
-        return (*seen[:2], seen[2] - first_uid, seen[3] - first_gid, *seen[4:])
-
-    mine = {path: unshifted(seen) for path, seen in tree(ours).items()}
+    mine = tree_of(runtime, image, tmp_path / "ours")
     assert len(mine) > 30
-    assert mine == same(mine, tree(theirs))[1]
+    assert mine == tree(theirs)
+
+
+@umoci
+def test_the_same_tree_as_umoci_unpacks_of_what_engines_build(runtime, elsewhere, tmp_path):
+    saved, _ = elsewhere
+    copy = ["skopeo", "copy", f"docker-archive:{saved}", f"oci:{tmp_path}/layout:it"]
+    subprocess.run(copy, check=True, capture_output=True)
+    since = time.time_ns()
+    theirs = umoci_unpack(tmp_path / "layout", "it", tmp_path / "bundle")
+    (image,) = import_images(runtime.store, saved, parse_reference(NAME))
+    mine, others = same(tree_of(runtime, image, tmp_path / "ours"), tree(theirs, since=since))
+    assert len(mine) > 30
+    assert mine == others
