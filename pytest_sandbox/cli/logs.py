@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_sandbox.cli.containers import all_containers, say
-from pytest_sandbox.errors import UsageError
+from pytest_sandbox.cli.containers import complain, say, swept
+from pytest_sandbox.errors import SandboxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,10 +31,14 @@ def command(name: str, *, follow: bool, tail: int | None, timestamps: bool) -> N
     """
     from pytest_sandbox.runtimes.oci.containers import log
 
-    container = all_containers().find(name)
-    if not (container.folder / log.LOG).exists():
-        msg = f"{container.called} runs in the foreground: its output is not kept"
-        raise UsageError(msg, next_step="run it with -d to have its log")
+    try:
+        container = swept().find(name)
+        if not (container.folder / log.LOG).exists():
+            msg = f"{container.called} was started in the foreground: its output is not kept"
+            raise UsageError(msg, next_step="run it with -d to have a log")
+    except SandboxError as wrong:
+        complain(wrong)
+        sys.exit(1)
     _print(container, follow=follow, tail=tail, timestamps=timestamps)
 
 

@@ -82,11 +82,12 @@ class Store:
         Where none was tried yet, and none is asked for, it is overlay: see `try_snapshotters`.
         """
         from pytest_sandbox.oci.snapshots import find_snapshotter
-        from pytest_sandbox.oci.snapshots.choose import kept_choice
 
         with self._choosing:
             if self._snapshotter is None:
                 if self._wanted == "auto":
+                    from pytest_sandbox.oci.snapshots.choose import kept_choice
+
                     kept = kept_choice(self)
                     found = find_snapshotter("overlay" if kept is None else kept.name)
                 else:

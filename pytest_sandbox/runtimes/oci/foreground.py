@@ -12,9 +12,11 @@ import fcntl
 import os
 import select
 import signal
+import stat
 import termios
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_sandbox.errors import RuntimeUnavailable, SandboxError
@@ -115,8 +117,9 @@ class Pipes:
 
     wants_console = False
 
-    def __init__(self, *, interactive: bool, whole: bool = True) -> None:
-        """`interactive`: our stdin goes to the process; else it finds the end of file.
+    def __init__(self, *, interactive: bool, whole: bool = True, together: bool = True) -> None:
+        """`interactive`: our stdin goes to the process; else it finds the end of file. `together`:
+        its stdout and stderr are one where ours are.
 
         `whole`: the output ends with the process; else children of it may hold it open, and what is
         there at its end is all.
@@ -132,6 +135,9 @@ class Pipes:
         else:
             self.theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         for number in (1, 2):
+            if number == 2 and together and _same(1, 2):  # `2>&1`: one pipe keeps the order
+                self.theirs.append(os.dup(self.theirs[-1]))
+                break
             self._ours[number], writer = os.pipe2(os.O_CLOEXEC)
             self.theirs.append(writer)
 
@@ -170,6 +176,20 @@ class Pipes:
             os.close(self.theirs.pop())
 
 
+def _same(one: int, other: int) -> bool:
+    """Whether two of our descriptors are one open file, or one pipe or terminal."""
+    try:
+        first, second = os.fstat(one), os.fstat(other)
+        if (first.st_dev, first.st_ino) != (second.st_dev, second.st_ino):
+            return False
+        if not stat.S_ISREG(first.st_mode):
+            return True
+        information = [Path(f"/proc/self/fdinfo/{number}").read_bytes() for number in (one, other)]
+    except OSError:
+        return False
+    return information[0] == information[1]
+
+
 class _Pump(threading.Thread):
     """Copies until the source ends, or nobody reads the target any more; then it closes what is not
     one of our own three, so that the writer, or the reader, learns of it.
@@ -179,7 +199,8 @@ class _Pump(threading.Thread):
         super().__init__(daemon=True)
         self._source = source
         self._target = target
-        self._spliced = True
+        # Not into files: while it waits, splice(2) holds on to a position that others move on.
+        self._spliced = stat.S_ISFIFO(os.fstat(target).st_mode)
         self._holds = False
 
     def idle(self) -> bool:
@@ -215,8 +236,8 @@ class _Pump(threading.Thread):
         except OSError as wrong:
             if wrong.errno == errno.EAGAIN:
                 _await_both(self._source, self._target)
-            elif self._spliced and wrong.errno in {errno.EINVAL, errno.ENOSYS, errno.EBADF}:
-                self._spliced = False  # neither is a pipe, or the target appends
+            elif self._spliced and wrong.errno in {errno.EINVAL, errno.ENOSYS}:
+                self._spliced = False  # the source is something that cannot
             else:
                 return False
             return True

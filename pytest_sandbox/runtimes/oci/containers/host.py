@@ -50,11 +50,21 @@ class Found(NamedTuple):
 class Host:
     """Store, supervisor, and the means to start a sandbox."""
 
-    def __init__(self, root: Path, *, lasting: bool = False) -> None:
-        """Nothing is started or tried yet."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        engine: str = "",
+        snapshotter: str = "auto",
+        lasting: bool = False,
+    ) -> None:
+        """Nothing is started or tried yet. `engine` is runc, crun or a path of one; else what works."""
+        self._wanted = (engine, snapshotter)
+        self._root = root
         self.supervisor = Supervisor(find_ids, lasting=lasting)
-        self.store = Store(root, self.supervisor)
-        self._found: Found | None = None
+        self._found = self._read()
+        chosen = self._found.snapshotter if self._found else snapshotter
+        self.store = Store(root, self.supervisor, chosen)
 
     def begin(self) -> None:
         """Start the supervisor as a fork of this process, which must be a command that has just
@@ -75,16 +85,20 @@ class Host:
     def found(self) -> Found:
         """Raises RuntimeUnavailable where sandboxes cannot work."""
         if self._found is None:
-            self._found = self._read() or self._look()
+            self._found = self._look()
         return self._found
 
     def _look(self) -> Found:
-        from pytest_sandbox.oci.snapshots.choose import choose
         from pytest_sandbox.runtimes.oci.machine import find_machine
 
+        engine, snapshotter = self._wanted
         machine = find_machine(
-            self.store.root, engine="", snapshotter="auto", environ=os.environ, lasting=False
+            self._root,
+            engine=engine,
+            snapshotter=snapshotter,
+            environ=os.environ,
         )
+        machine.close()
         access = machine.access
         found = Found(
             engine=str(machine.engine.path),
@@ -93,14 +107,14 @@ class Host:
             cgroups_base=access.cgroups.base,
             lacking=access.what,
             next_step=access.next_step,
-            snapshotter=choose(self.store).name,
+            snapshotter=machine.snapshotter,
         )
         key = self._key((found.engine, found.init))
-        write_json(self.store.root / FILE, {"key": key, "found": found._asdict()})
+        write_json(self._root / FILE, {"key": key, "found": found._asdict()})
         return found
 
     def _read(self) -> Found | None:
-        kept = read_json(self.store.root / FILE)
+        kept = read_json(self._root / FILE)
         try:
             if kept is None:
                 return None
@@ -118,9 +132,10 @@ class Host:
             boot_id(),
             os.uname().release,
             os.geteuid(),
+            *self._wanted,
             self.supervisor.ids.key(),
-            self.store.root.stat().st_dev,
-            os.statvfs(self.store.root).f_flag,
+            self._root.stat().st_dev,
+            os.statvfs(self._root).f_flag,
             os.environ.get("PATH", ""),
             group,
             *([file.st_mtime_ns, file.st_size, file.st_ino] for file in files),

@@ -20,6 +20,7 @@ class Request(NamedTuple):
     `command` replaces the image's Cmd. `env` holds NAME=VALUE, or NAME alone to remove it. `memory`
     is in bytes, `cpus` in cores, `timeout` in seconds; None is no limit. `weak`: a limit that no
     control group can set may be enforced by other means. `tmpfs` is path -> bytes.
+    `engine` is runc, crun or a path of one; without it, what works.
     """
 
     image: Reference
@@ -49,3 +50,5 @@ class Request(NamedTuple):
     pids: int | None = None
     weak: bool = False
     timeout: float | None = None
+    engine: str = ""
+    snapshotter: str = "auto"

@@ -53,7 +53,12 @@ class Run:
     def __init__(self, root: Path, request: Request) -> None:
         """`root` is the store's folder."""
         self._request = request
-        self._host = Host(root, lasting=request.detached)
+        self._host = Host(
+            root,
+            engine=request.engine,
+            snapshotter=request.snapshotter,
+            lasting=request.detached,
+        )
         self._host.begin()
         self._containers = Containers(root)
         self._folder: Path | None = None
@@ -231,7 +236,7 @@ class Run:
         assert self._folder is not None
         log.prepare(self._folder)
         order = self._order(image, record, (24, 80) if request.tty else (0, 0))
-        pipes = Pipes(interactive=request.interactive and not request.tty)
+        pipes = Pipes(interactive=request.interactive and not request.tty, together=False)
         outputs = pipes.detach()
         try:
             if not request.tty:
