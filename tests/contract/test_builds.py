@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import subprocess
@@ -53,13 +54,18 @@ def hash_of(request: BuildRequest) -> str:
 
 
 @pytest.fixture
-def left(runtime: Runtime) -> Callable[[BuildRequest], list[str]]:
-    """What a build has left: containers and images with its hash, or what is new in the store."""
-    if isinstance(runtime, DockerRuntime):
-        return lambda request: left_on_engine(runtime, request)
-    assert isinstance(runtime, OciRuntime)
-    before = set(parts_of_builds(runtime))
-    return lambda _request: sorted(set(parts_of_builds(runtime)) - before)
+def left(runtime: Runtime) -> Callable[..., list[str]]:
+    """What a build (of the process `pid`) has left: containers and images with its hash, or what is
+    new in the store.
+    """
+
+    def look(request: BuildRequest, pid: int = os.getpid()) -> list[str]:
+        if isinstance(runtime, DockerRuntime):
+            return left_on_engine(runtime, request)
+        return sorted(set(parts_of_builds(runtime, pid)) - before)
+
+    before = set(parts_of_builds(runtime, 0)) if isinstance(runtime, OciRuntime) else set()
+    return look
 
 
 def left_on_engine(runtime: DockerRuntime, request: BuildRequest) -> list[str]:
@@ -69,13 +75,13 @@ def left_on_engine(runtime: DockerRuntime, request: BuildRequest) -> list[str]:
     return [entry["Id"] for entry in found]
 
 
-def parts_of_builds(runtime: OciRuntime) -> list[str]:
+def parts_of_builds(runtime: OciRuntime, pid: int) -> list[str]:
     """Work, sandboxes of builds and their cgroups, and layers that belong to no image."""
     store = runtime.store
     found = [str(path) for name in ("tmp", "leases") for path in (store.root / name).iterdir()]
     found += [str(path) for path in (store.root / "trash").glob("work.*")]
-    found += [str(path) for path in (store.root / "owners").glob("ps-build-*")]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob("**/*ps-build-*")]
+    found += [str(path) for path in (store.root / "owners").glob(f"ps-build-{pid}-*")]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*ps-build-{pid}-*")]
     used = {key for image in store.images() for key in image.keys}
     return [*found, *(key for key in store.layers.all() if key not in used)]
 
@@ -113,7 +119,7 @@ def test_build(
 def test_a_failed_build_leaves_nothing(
     runtime: Runtime,
     request_for: Callable[..., BuildRequest],
-    left: Callable[[BuildRequest], list[str]],
+    left: Callable[..., list[str]],
 ):
     request = request_for("RUN echo one >/one", "RUN { seq 1 30; echo to-stderr; } >&2; exit 42")
     with pytest.raises(BuildFailed) as caught:
@@ -138,7 +144,7 @@ def test_blame_is_read_from_the_output(runtime: Runtime, request_for: Callable[.
 def test_a_build_that_takes_too_long(
     runtime: Runtime,
     request_for: Callable[..., BuildRequest],
-    left: Callable[[BuildRequest], list[str]],
+    left: Callable[..., list[str]],
 ):
     request = request_for("RUN echo begun; sleep 60", timeout=2.0)
     began = time.monotonic()
@@ -154,7 +160,7 @@ def test_a_build_that_takes_too_long(
 def test_an_interrupted_build_leaves_nothing(
     runtime: Runtime,
     request_for: Callable[..., BuildRequest],
-    left: Callable[[BuildRequest], list[str]],
+    left: Callable[..., list[str]],
 ):
     request = request_for("RUN echo one >/one", "RUN sleep 60")
     begun = threading.Event()
@@ -166,8 +172,6 @@ def test_an_interrupted_build_leaves_nothing(
     def interrupt() -> None:
         begun.wait(30)
         time.sleep(0.5)
-        import os
-
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -181,7 +185,7 @@ def test_an_interrupted_build_leaves_nothing(
 def test_memory_of_a_build(
     runtime: Runtime,
     request_for: Callable[..., BuildRequest],
-    left: Callable[[BuildRequest], list[str]],
+    left: Callable[..., list[str]],
 ):
     request = request_for(
         "RUN dd if=/dev/zero of=/dev/null bs=400M count=1", limits=Limits(memory=64 << 20)
@@ -211,7 +215,7 @@ with image_lock(sys.argv[2]):
 def test_a_build_whose_process_is_killed_is_reaped(
     runtime: Runtime,
     request_for: Callable[..., BuildRequest],
-    left: Callable[[BuildRequest], list[str]],
+    left: Callable[..., list[str]],
 ):
     request = request_for("RUN echo one >/one", "RUN sleep 60")
     child = subprocess.Popen(
@@ -228,15 +232,15 @@ def test_a_build_whose_process_is_killed_is_reaped(
         if "sleep 60" in line:
             break
     time.sleep(0.5)
-    held = left(request)
+    held = left(request, child.pid)
     runtime.reap(lambda _owner, _created: False)
-    kept = left(request)
+    kept = left(request, child.pid)
     child.kill()
     child.wait()
     child.stdout.close()
     assert set(held) <= set(kept), "a build that is under way was touched"
     deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and left(request):
+    while time.monotonic() < deadline and left(request, child.pid):
         runtime.reap(lambda owner, _created: owner.run == RUN + "-nobody")
         time.sleep(0.2)
-    assert left(request) == []
+    assert left(request, child.pid) == []
