@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 NEEDS_ALPINE = {"test_offline", "test_both[alpine]"}
 
 
-@pytest.mark.usefixtures("sandbox_runtime")
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("page", ["README.md", "docs/fixtures.md", "docs/start.md"])
 def test_examples_pass(tmp_path, page):
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")

@@ -14,7 +14,7 @@ from tests.acceptance.running import run_pytest
 from tests.recipes.site import closed_port, serve
 from tests.recipes.templates import fill
 
-pytestmark = pytest.mark.usefixtures("sandbox_runtime")
+pytestmark = pytest.mark.usefixtures("engine")
 
 ARCHIVE = f"hello-1.0-Linux-{host_arch()}.tar.gz"
 

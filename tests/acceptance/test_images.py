@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 
@@ -77,7 +79,7 @@ from pytest_sandbox.runtimes.detect import find_runtime
 from pytest_sandbox.runtimes.images import ensure_image
 from tests.acceptance.test_images import JQ, spec_of
 import os
-engine = find_runtime("auto", os.environ)
+engine = find_runtime(sys.argv[2], os.environ)
 said = []
 done = ensure_image(engine, spec_of(**JQ), prefix=sys.argv[1], say=said.append)
 print(done.info.digest, "hit" if done.hit else "built", any("waiting" in line for line in said))
@@ -87,7 +89,7 @@ print(done.info.digest, "hit" if done.hit else "built", any("waiting" in line fo
 def test_two_processes_build_once_and_the_second_says_that_it_waits(engine, prefix, pytestconfig):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(BUILDER), prefix],
+            [sys.executable, "-c", textwrap.dedent(BUILDER), prefix, engine.name],
             cwd=pytestconfig.rootpath,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -127,8 +129,12 @@ def test_extra_certificates_are_trusted_inside(engine, prefix):
 def test_proxy_values_are_not_left_in_the_image(engine, prefix):
     environ = {**os.environ, "no_proxy": "secret-host.invalid"}
     name = ensure_image(engine, spec_of(**GROUP), prefix=prefix, environ=environ).info.name
-    assert "secret-host" not in str(engine.client.inspect_image(name))
-    assert "secret-host" not in str(engine.client.history(name))
+    if engine.name == "oci":
+        told = str(engine.image(name).config)
+    else:
+        told = f"{engine.client.inspect_image(name)} {engine.client.history(name)}"
+    assert "sandboxers" in told
+    assert "secret-host" not in told
 
 
 def test_an_old_image_is_built_anew_from_todays_packages(engine, prefix):
@@ -142,30 +148,24 @@ def test_an_old_image_is_built_anew_from_todays_packages(engine, prefix):
     assert engine.find_image(second.info.name).digest == second.info.digest
 
 
-def test_an_image_of_another_architecture_is_not_used(engine, prefix, base):
+def test_an_image_of_another_architecture_is_not_used(engine, prefix):
     spec = spec_of(**GROUP)
     name = ensure_image(engine, spec, prefix=prefix).info.name
     engine.remove_image(name)
     foreign = Target("linux", OTHER, "debian")
-    container = engine.client.create_container(base.name, ["true"])["Id"]
-    try:
-        stream = _Reader(engine.client.export(container))
-        labels = {HASH_LABEL: image_hash(spec)}
-        assert engine.load_rootfs(stream, name, foreign, labels).arch == OTHER
-    finally:
-        engine.client.remove_container(container, force=True)
+    labels = {HASH_LABEL: image_hash(spec)}
+    assert engine.load_rootfs(small_root(), name, foreign, labels).arch == OTHER
     done = ensure_image(engine, spec, prefix=prefix)
     assert (done.hit, done.info.arch) == (False, ARCH)
 
 
-class _Reader:
-    """A readable stream from the SDK's chunks."""
-
-    def __init__(self, chunks):
-        self._chunks = iter(chunks)
-
-    def read(self, _size=-1):
-        return next(self._chunks, b"")
+def small_root():
+    """A root file system with one file."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("file"))
+    out.seek(0)
+    return out
 
 
 def test_offline_builds_nothing_that_reaches_for_packages(engine, prefix):
@@ -194,11 +194,11 @@ def test_a_rebuild_is_one_for_the_run(engine, prefix):
     assert done[0].info.digest == done[2].info.digest != first.info.digest
 
 
-def test_prune_goes_by_last_use_and_spares_what_is_not_ours(engine, prefix, base):
+def test_prune_goes_by_last_use_and_spares_what_is_not_ours(engine, prefix):
     old = ensure_image(engine, spec_of(**GROUP), prefix=prefix).info
     new = ensure_image(engine, spec_of(groups=("others",)), prefix=prefix).info
     repository, _, tag = old.name.rpartition(":")
-    engine.client.tag(base.name, repository, "somebody-elses")
+    engine.load_rootfs(small_root(), f"{repository}:somebody-elses", DEBIAN, {})
     try:
         # So long ago that nothing else of this machine's user is as old.
         long_ago = time.time() - 400 * 86400
@@ -213,4 +213,4 @@ def test_prune_goes_by_last_use_and_spares_what_is_not_ours(engine, prefix, base
         assert engine.find_image(f"{repository}:somebody-elses") is not None
         assert tag != "somebody-elses"
     finally:
-        engine.client.remove_image(f"{repository}:somebody-elses")
+        engine.remove_image(f"{repository}:somebody-elses")

@@ -13,7 +13,7 @@ from tests.recipes.site import serve
 from tests.recipes.templates import fill
 
 pytestmark = [
-    pytest.mark.usefixtures("sandbox_runtime"),
+    pytest.mark.usefixtures("engine"),
     pytest.mark.skipif(shutil.which("gpg") is None, reason="gpg is missing: it signs the index"),
 ]
 
@@ -35,12 +35,12 @@ def other():
 
 
 @pytest.fixture(autouse=True)
-def _no_images_left(sandbox_runtime):
+def _no_images_left(engine):
     """The port is in the image's key: what these tests build serves nobody else."""
     yield
-    for image in sandbox_runtime.images():
+    for image in engine.images():
         if image.name.startswith(PREFIX):
-            sandbox_runtime.remove_image(image.name)
+            engine.remove_image(image.name)
 
 
 def prove(folder, recipe, *, network="host"):
