@@ -141,7 +141,7 @@ def _split(
         name, sep, rest = value.partition("=")
         if not sep or not name or not rest:
             msg = f"{source}: {value!r} is no {form}"
-            raise UsageError(msg, next_step=f"write it like {source} {example}")
+            raise UsageError(msg, next_step=f"write it like {example}")
         yield name, rest
 
 
@@ -154,7 +154,7 @@ def _servers(
         for text, wanted in ((name, _REGISTRY), (url, pattern)):
             if not wanted.fullmatch(text):
                 msg = f"{source}: {text!r} is no {'address' if text is url else 'registry'}"
-                raise UsageError(msg, next_step=f"write it like {source} {example}")
+                raise UsageError(msg, next_step=f"write it like {example}")
         found[name] = (*found.get(name, ()), url)
     return found
 
@@ -217,33 +217,36 @@ class Settings:
 
     def versions(self) -> dict[str, str]:
         """Recipe name -> version."""
-        return dict(_split(self.version, "--sandbox-version", "NAME=VERSION", "jq=1.7.1"))
+        return dict(
+            _split(self.version, "--sandbox-version", "NAME=VERSION", "--sandbox-version jq=1.7.1")
+        )
 
     def bases(self) -> dict[str, str]:
         """Family -> base image reference."""
-        return dict(_split(self.base, "--sandbox-base", "FAMILY=REFERENCE", "debian=debian:12"))
+        example = "--sandbox-base debian=debian:12"
+        return dict(_split(self.base, "--sandbox-base", "FAMILY=REFERENCE", example))
 
     def mirrors(self) -> dict[str, tuple[str, ...]]:
         """Registry -> base addresses of servers that are asked before it."""
         example = "docker.io=https://mirror.example.org"
-        return _servers(self.registry_mirror, "--sandbox-registry-mirror", _ADDRESS, example)
+        return _servers(self.registry_mirror, "registry-mirror", _ADDRESS, example)
 
     def realms(self) -> dict[str, tuple[str, ...]]:
         """Registry -> origins of token servers that may see its credentials."""
         example = "registry.example.org=https://login.example.org"
-        return _servers(self.registry_realm, "--sandbox-registry-realm", _ORIGIN, example)
+        return _servers(self.registry_realm, "registry-realm", _ORIGIN, example)
 
     def insecure(self) -> tuple[str, ...]:
         """The registries (`host[:port]`) that may be asked by plain http."""
         for name in self.registry_insecure:
             if not _REGISTRY.fullmatch(name):
-                msg = f"--sandbox-registry-insecure: {name!r} is no HOST[:PORT]"
+                msg = f"registry-insecure: {name!r} is no HOST[:PORT]"
                 raise UsageError(msg, next_step="write it like registry.example.org:5000")
         return self.registry_insecure
 
     def bounds(self) -> dict[str, int]:
         """The bounds on images that were set: name as in oci.bounds.Bounds -> bytes or number."""
-        source, found = "--sandbox-image-bound", {}
+        source, found = "image-bound", {}
         for name, text in _split(self.image_bound, source, "NAME=VALUE", "layers=600"):
             if name not in BOUNDS:
                 msg = f"{source}: there is no bound {name!r}"
@@ -262,11 +265,12 @@ def _found(
     option: Callable[[str], Any],
     ini: Callable[[str], Any],
     environ: Mapping[str, str],
+    dashes: str,
 ) -> tuple[Any, str] | None:
     """The value as it is written, and where; None where nobody set it."""
     given = option(setting.key)
     if given not in (None, [], (), False):
-        return given, f"--sandbox-{setting.name}"
+        return given, f"{dashes}{setting.name}"
     if environ.get(setting.variable):
         return environ[setting.variable], f"environment variable {setting.variable}"
     given = ini(setting.key)
@@ -289,16 +293,17 @@ def read_settings(
     environ: Mapping[str, str],
     *,
     any_runtime: bool = False,
+    dashes: str = "--sandbox-",
 ) -> Settings:
     """Settings from the three sources; `option` and `ini` take a key and give None (or nothing) if
     unset.
 
-    `any_runtime`: another plugin may give the runtime, so every name of one is taken. Raises
-    UsageError that names the source of a wrong value.
+    `any_runtime`: another plugin may give the runtime, so every name of one is taken. `dashes`:
+    what options begin with. Raises UsageError that names the source of a wrong value.
     """
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        found = _found(setting, option, ini, environ)
+        found = _found(setting, option, ini, environ, dashes)
         if found is None:
             continue
         given, source = found

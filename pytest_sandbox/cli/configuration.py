@@ -1,74 +1,24 @@
-"""What the verbs share: settings from options, environment and the project's pytest configuration,
-and the recipes and targets that a command line names."""
+"""What the verbs share: the recipes and targets that a command line names."""
 
 from __future__ import annotations
 
-import configparser
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import click
-import tomli
 
 from pytest_sandbox.errors import UsageError
+from pytest_sandbox.options import SETTINGS
 from pytest_sandbox.plans.catalogue import Catalogue
 from pytest_sandbox.recipe_paths import folders
 from pytest_sandbox.recipes.load import find_recipes
-from pytest_sandbox.settings import SETTINGS, Settings, read_settings
 from pytest_sandbox.targets import ALL_TARGETS, Target, host_arch, match_targets, on_this_arch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pytest_sandbox.images.families import Family
-
-_FILES: Final = (
-    ("pytest.toml", ("pytest",)),
-    (".pytest.toml", ("pytest",)),
-    ("pytest.ini", ("pytest",)),
-    (".pytest.ini", ("pytest",)),
-    ("pyproject.toml", ("tool", "pytest")),
-    ("tox.ini", ("pytest",)),
-    ("setup.cfg", ("tool:pytest",)),
-)
-"""Where pytest looks for its configuration, in its order, and the table there."""
-
-
-def cli_settings(**options: Any) -> Settings:
-    """The settings as a run in this folder would have them; `options` win. Raises UsageError."""
-    ini = _project_table(Path.cwd())
-    # Most verbs need no engine, and the project's own plugins may know more names than we do.
-    return read_settings(
-        options.get, lambda key: ini.get(f"sandbox_{key}"), os.environ, any_runtime=True
-    )
-
-
-def _project_table(folder: Path) -> Mapping[str, Any]:
-    for parent in (folder, *folder.parents):
-        for name, keys in _FILES:
-            file = parent / name
-            if file.is_file() and (table := _table(file, keys)) is not None:
-                return table
-    return {}
-
-
-def _table(file: Path, keys: tuple[str, ...]) -> Mapping[str, Any] | None:
-    """The pytest table of a file, or None. A file that cannot be read is pytest's to report."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix != ".toml":
-            parser = configparser.ConfigParser(interpolation=None)
-            parser.read_string(text)
-            return parser[keys[0]] if parser.has_section(keys[0]) else None
-        found: Any = tomli.loads(text)
-    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError, configparser.Error):
-        return None
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    if isinstance(found, dict) and keys[0] == "tool":
-        found = found.get("ini_options", found)
-    return found if isinstance(found, dict) else None
+    from pytest_sandbox.settings import Settings
 
 
 def recipe_files(paths: Sequence[str]) -> list[Path]:

@@ -110,7 +110,8 @@ def command(*, as_json: bool, **options: object) -> None:
     Exits with 0 where an engine can be used, else with 1. Nothing is changed but for a note of
     what works in the store of images.
     """
-    from pytest_sandbox.cli.configuration import cli_settings, families_of
+    from pytest_sandbox.cli.configuration import families_of
+    from pytest_sandbox.cli.project import cli_settings
 
     settings = cli_settings(**options)
     found = diagnose(os.environ, families_of(settings), settings.runtime)

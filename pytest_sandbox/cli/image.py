@@ -15,12 +15,12 @@ import msgspec
 from pytest_sandbox.cli.configuration import (
     catalogue_for,
     chosen_targets,
-    cli_settings,
     families_of,
     recipe_files,
     recipe_options,
 )
 from pytest_sandbox.cli.image_store import VERBS, collect, stored_images
+from pytest_sandbox.cli.project import cli_settings
 from pytest_sandbox.errors import (
     Blame,
     ImageUnavailable,
@@ -283,7 +283,7 @@ def _engine(settings: Settings) -> Runtime:
     from pytest_sandbox.runtimes.detect import find_runtime
 
     try:
-        return find_runtime(settings.runtime, os.environ)
+        return find_runtime(settings.runtime, os.environ, settings)
     except RuntimeUnavailable as missing:
         missing.next_step = missing.next_step or "pytest-sandbox doctor"
         raise

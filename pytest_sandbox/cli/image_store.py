@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from pytest_sandbox.cli.configuration import cli_settings
+from pytest_sandbox.cli.options import IMAGES, REGISTRIES, STORE, with_options
+from pytest_sandbox.cli.project import cli_settings
 from pytest_sandbox.errors import ImageUnavailable, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pytest_sandbox.oci.bounds import Bounds
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.platforms import Platform
     from pytest_sandbox.oci.reference import Reference
     from pytest_sandbox.oci.registry import Registry
     from pytest_sandbox.oci.store import Collected, Store
+    from pytest_sandbox.settings import Settings
 
 _POLICIES: Final = ("always", "missing", "never")
 _FORMATS: Final = ("oci", "oci-archive", "docker-archive")
 
 
 @contextlib.contextmanager
-def open_store() -> Iterator[Store]:
+def open_store(settings: Settings | None = None) -> Iterator[Store]:
     """The user's store, with a supervisor that starts when it is needed and ends with the block."""
     from pytest_sandbox.folders import data_folder
     from pytest_sandbox.oci.ids import find_ids
@@ -38,7 +39,8 @@ def open_store() -> Iterator[Store]:
 
     supervisor = Supervisor(find_ids)
     try:
-        yield Store(data_folder() / "oci", supervisor, cli_settings().oci_snapshotter)
+        wanted = (settings or cli_settings()).oci_snapshotter
+        yield Store(data_folder() / "oci", supervisor, wanted)
     finally:
         supervisor.close()
 
@@ -63,16 +65,10 @@ def collect(*, older_than: float) -> Collected | None:
         return store.collect(older_than=older_than)
 
 
-def _registry(say: Callable[[str], None]) -> Registry:
+def _registry(settings: Settings, say: Callable[[str], None]) -> Registry:
     from pytest_sandbox.runtimes.oci.registry_settings import open_registry
 
-    return open_registry(cli_settings(), os.environ, say)
-
-
-def _bounds() -> Bounds:
-    from pytest_sandbox.runtimes.oci.registry_settings import bounds_of
-
-    return bounds_of(cli_settings())
+    return open_registry(settings, os.environ, say)
 
 
 def _platform(text: str | None) -> Platform:
@@ -135,19 +131,27 @@ _quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
     is_flag=True,
     help="Keep only what runs: the image can then be neither pushed nor exported.",
 )
+@with_options(IMAGES)
 @_quiet_option
 def pull_command(
-    reference: str, platform: str | None, policy: str, *, no_archives: bool, quiet: bool
+    reference: str,
+    platform: str | None,
+    policy: str,
+    *,
+    no_archives: bool,
+    quiet: bool,
+    **options: object,
 ) -> None:
     """Pull an image from a registry and unpack it."""
     from pytest_sandbox.oci.progress import display
     from pytest_sandbox.oci.pull import pull
 
     name = _reference(reference)
+    settings = cli_settings(**options)
     with (
-        open_store() as store,
+        open_store(settings) as store,
         display(sys.stderr, quiet=quiet) as shown,
-        _registry(shown.say) as registry,
+        _registry(settings, shown.say) as registry,
     ):
         image = pull(
             name,
@@ -156,7 +160,7 @@ def pull_command(
             platform=_platform(platform),
             policy=policy,  # type: ignore[arg-type]  # one of the choices
             keep_blobs=not no_archives,
-            bounds=_bounds(),
+            bounds=registry.bounds,
             display=shown,
         )
     click.echo(_told(image))
@@ -166,8 +170,16 @@ def pull_command(
 @click.argument("reference", metavar="REF")
 @click.argument("target", metavar="[TARGET]", required=False)
 @_platform_option
+@with_options(REGISTRIES)
 @_quiet_option
-def push_command(reference: str, target: str | None, platform: str | None, *, quiet: bool) -> None:
+def push_command(
+    reference: str,
+    target: str | None,
+    platform: str | None,
+    *,
+    quiet: bool,
+    **options: object,
+) -> None:
     """Push an image to its registry, or under the name TARGET."""
     from pytest_sandbox.oci.layout import stored_manifest
     from pytest_sandbox.oci.local_images import complete
@@ -175,10 +187,11 @@ def push_command(reference: str, target: str | None, platform: str | None, *, qu
     from pytest_sandbox.oci.push import push_image
 
     goal = _reference(target or reference)
+    settings = cli_settings(**options)
     with (
-        open_store() as store,
+        open_store(settings) as store,
         display(sys.stderr, quiet=quiet) as shown,
-        _registry(shown.say) as registry,
+        _registry(settings, shown.say) as registry,
     ):
         image = complete(store, _stored(store, reference, platform))
         store.touch(image)
@@ -198,17 +211,27 @@ def push_command(reference: str, target: str | None, platform: str | None, *, qu
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("reference", metavar="[REF]", required=False)
 @_platform_option
-def import_command(path: Path, reference: str | None, platform: str | None) -> None:
+@with_options(STORE)
+def import_command(
+    path: Path, reference: str | None, platform: str | None, **options: object
+) -> None:
     """Take images from an OCI layout (folder or tar) or an archive of `docker save`.
 
     REF names the image; without it, the names in the file count.
     """
     from pytest_sandbox.oci.importing import import_images
+    from pytest_sandbox.runtimes.oci.registry_settings import bounds_of
 
     name = _reference(reference) if reference else None
-    with open_store() as store:
+    settings = cli_settings(**options)
+    with open_store(settings) as store:
         found = import_images(
-            store, path, name, platform=_platform(platform), bounds=_bounds(), say=_say
+            store,
+            path,
+            name,
+            platform=_platform(platform),
+            bounds=bounds_of(settings),
+            say=_say,
         )
     for image in found:
         click.echo(_told(image))
@@ -241,9 +264,16 @@ def export_command(reference: str, path: Path, form: str | None, platform: str |
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @_platform_option
 @click.option("--pull", "policy", type=click.Choice(_POLICIES), default="missing")
+@with_options(IMAGES)
 @_quiet_option
 def unpack_command(
-    reference: str, folder: Path, platform: str | None, policy: str, *, quiet: bool
+    reference: str,
+    folder: Path,
+    platform: str | None,
+    policy: str,
+    *,
+    quiet: bool,
+    **options: object,
 ) -> None:
     """Unpack an image into DIR/rootfs.
 
@@ -254,10 +284,11 @@ def unpack_command(
     from pytest_sandbox.oci.unpack_image import unpack_image
 
     name = _reference(reference)
+    settings = cli_settings(**options)
     with (
-        open_store() as store,
+        open_store(settings) as store,
         display(sys.stderr, quiet=quiet) as shown,
-        _registry(shown.say) as registry,
+        _registry(settings, shown.say) as registry,
     ):
         image = pull(
             name,
@@ -265,10 +296,10 @@ def unpack_command(
             registry=registry,
             platform=_platform(platform),
             policy=policy,  # type: ignore[arg-type]  # one of the choices
-            bounds=_bounds(),
+            bounds=registry.bounds,
             display=shown,
         )
-        unpack_image(store, image, folder, bounds=_bounds(), say=_say)
+        unpack_image(store, image, folder, bounds=registry.bounds, say=_say)
     click.echo(f"{folder / 'rootfs'}: {_told(image)}")
 
 

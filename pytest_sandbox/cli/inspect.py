@@ -13,11 +13,11 @@ import msgspec
 from pytest_sandbox.cli.configuration import (
     catalogue_for,
     chosen_targets,
-    cli_settings,
     families_of,
     recipe_files,
     recipe_options,
 )
+from pytest_sandbox.cli.project import cli_settings
 from pytest_sandbox.errors import RecipeError, SandboxError, UsageError
 from pytest_sandbox.images.name import image_name
 from pytest_sandbox.images.requirements import (

@@ -21,7 +21,6 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     default: Any = None
     off: str = ""
-    variable: str = ""
 
     def unset(self) -> Any:
         """The value where it is not given."""
@@ -39,6 +38,58 @@ PROCESS: Final = (
     Option("tty", ("-t", "--tty"), "flag", "Give it a terminal."),
 )
 """Those of `run` and `exec`."""
+
+REGISTRIES: Final = (
+    Option(
+        "registry_mirror",
+        ("--registry-mirror",),
+        "list",
+        "Ask this server before the registry.",
+        "REGISTRY=URL",
+    ),
+    Option(
+        "registry_insecure",
+        ("--registry-insecure",),
+        "list",
+        "Ask this registry by plain http.",
+        "HOST[:PORT]",
+    ),
+    Option(
+        "registry_realm",
+        ("--registry-realm",),
+        "list",
+        "Let this token server see the registry's credentials.",
+        "REGISTRY=URL",
+    ),
+    Option(
+        "registry_timeout",
+        ("--registry-timeout",),
+        "text",
+        "How long a registry may be silent.",
+        "SECONDS",
+    ),
+)
+"""Those of verbs that ask registries; the keys are those of settings."""
+
+STORE: Final = (
+    Option(
+        "image_bound",
+        ("--image-bound",),
+        "list",
+        "Let an image bring more (or less), like layers=600.",
+        "NAME=VALUE",
+    ),
+    Option(
+        "oci_snapshotter",
+        ("--snapshotter",),
+        "choice",
+        "How root file systems are made; default: what works.",
+        choices=("auto", "overlay", "fuse-overlayfs", "reflink", "copy"),
+    ),
+)
+"""Those of verbs that put images into the store."""
+
+IMAGES: Final = (*REGISTRIES, *STORE)
 
 RUN: Final = (
     Option("detached", ("-d", "--detach"), "flag", "Leave it running; print its id."),
@@ -66,11 +117,10 @@ RUN: Final = (
     Option("cpus", ("--cpus",), "text", "Limit of CPU time, in cores.", "N"),
     Option("pids", ("--pids", "--pids-limit"), "text", "Limit of processes.", "N"),
     Option(
-        "weak_limits",
+        "weak",
         ("--weak-limits",),
         "flag",
         "Enforce limits by other means where no control group can set them.",
-        variable="PYTEST_SANDBOX_WEAK_LIMITS",
     ),
     Option(
         "network",
@@ -84,9 +134,8 @@ RUN: Final = (
         "pull",
         ("--pull",),
         "choice",
-        "When the image is pulled.",
+        "When the image is pulled; default: missing.",
         choices=("always", "missing", "never"),
-        default="missing",
     ),
     Option("timeout", ("--timeout",), "text", "Kill it after so long; status 124.", "SECONDS"),
     Option("read_only", ("--read-only",), "flag", "The root file system cannot be written to."),
@@ -100,6 +149,8 @@ RUN: Final = (
     Option("stop_signal", ("--stop-signal",), "text", "What `stop` sends.", "SIGNAL", default=""),
     Option("security_opt", ("--security-opt",), "list", "no-new-privileges", "OPTION"),
     Option("quiet", ("-q", "--quiet"), "flag", "Show no progress of a pull."),
+    Option("oci_engine", ("--engine",), "text", "runc, crun, or the path of one.", "NAME"),
+    *IMAGES,
 )
 """Those of `run`."""
 
@@ -124,8 +175,6 @@ def with_options(table: Sequence[Option]) -> Callable[[Any], Any]:
                 del words["default"]
             if option.choices:
                 words |= {"type": click.Choice(option.choices), "show_default": True}
-            if option.variable:
-                words["envvar"] = option.variable
             function = click.option(*flags, option.key, **words)(function)
         return function
 

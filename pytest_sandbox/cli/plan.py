@@ -10,11 +10,11 @@ import click
 from pytest_sandbox.cli.configuration import (
     catalogue_for,
     chosen_targets,
-    cli_settings,
     default_target,
     recipe_files,
     recipe_options,
 )
+from pytest_sandbox.cli.project import cli_settings
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.plans.resolve import resolve
 from pytest_sandbox.plans.serialize import plan_to_json

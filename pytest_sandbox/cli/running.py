@@ -16,20 +16,25 @@ from pytest_sandbox.cli.containers import (
     streams_for,
     variables,
 )
+from pytest_sandbox.cli.options import IMAGES
+from pytest_sandbox.cli.project import chosen_settings
 from pytest_sandbox.errors import SandboxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_sandbox.oci.images import Image
+    from pytest_sandbox.oci.pull import Policy
     from pytest_sandbox.runtimes.oci.containers.host import Host
     from pytest_sandbox.runtimes.oci.containers.request import Request
     from pytest_sandbox.runtimes.oci.order import MountOrder
+    from pytest_sandbox.settings import Settings
 
 
 def perform(options: dict[str, Any]) -> int:
     """Run the sandbox; the exit status. Raises UsageError."""
-    request = _request(options)
+    settings = _settings(options)
+    request = _request(options, settings)
     streams = None
     if not request.detached:
         streams = streams_for(interactive=request.interactive, tty=request.tty, whole=True)
@@ -40,7 +45,7 @@ def perform(options: dict[str, Any]) -> int:
     with engine_errors() as ended, Signals() as signals:
         try:
             with Run(store_folder(), request) as run:
-                image = run.image(_Pull(quiet=options["quiet"]))
+                image = run.image(_Pull(settings, quiet=options["quiet"]))
                 if streams is None:
                     identity = run.detached(image)
                     for note in run.notes:
@@ -57,18 +62,20 @@ def perform(options: dict[str, Any]) -> int:
 class _Pull:
     """From the registry, with progress on stderr."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, settings: Settings | None, *, quiet: bool) -> None:
+        self._settings = settings
         self._quiet = quiet
 
     def __call__(self, host: Host, request: Request) -> Image:
         gc.enable()
         from pytest_sandbox.oci.progress import display
         from pytest_sandbox.oci.pull import pull
-        from pytest_sandbox.oci.registry import Registry
+        from pytest_sandbox.runtimes.oci.registry_settings import open_registry
+        from pytest_sandbox.settings import Settings
 
         with (
-            Registry(environ=os.environ) as registry,
             display(sys.stderr, quiet=self._quiet) as shown,
+            open_registry(self._settings or Settings(), os.environ, shown.say) as registry,
         ):
             return pull(
                 request.image,
@@ -76,11 +83,27 @@ class _Pull:
                 registry=registry,
                 platform=request.platform,
                 policy=request.pull,
+                bounds=registry.bounds,
                 display=shown,
             )
 
 
-def _request(options: dict[str, Any]) -> Request:
+def _settings(options: dict[str, Any]) -> Settings | None:
+    """The settings of images, engine and weaker limits; None where nobody set one, so that most
+    calls do not pay for reading them. Raises UsageError.
+    """
+    keys = ("weak_limits", "pull", "offline", "oci_engine", *(option.key for option in IMAGES))
+    return chosen_settings(options, keys)
+
+
+def _pull_policy(settings: Settings | None) -> Policy:
+    if settings is None:
+        return "missing"
+    found: Any = settings.pull
+    return "never" if settings.offline else found
+
+
+def _request(options: dict[str, Any], settings: Settings | None) -> Request:
     """What the options say. Raises UsageError."""
     from pytest_sandbox.oci.reference import parse_reference
     from pytest_sandbox.runtimes.oci.containers.folder import check_name
@@ -92,7 +115,7 @@ def _request(options: dict[str, Any]) -> Request:
         image=parse_reference(options["image"]),
         command=command_words(options["command"]),
         platform=_platform(options["platform"]),
-        pull=options["pull"],
+        pull=_pull_policy(settings),
         name=check_name(options["name"]) if options["name"] else "",
         detached=options["detached"],
         remove=options["remove"],
@@ -114,7 +137,9 @@ def _request(options: dict[str, Any]) -> Request:
         memory=_size("--memory", options["memory"]),
         cpus=_number("--cpus", options["cpus"], float),
         pids=_number("--pids", options["pids"], int),
-        weak=options["weak_limits"],
+        weak=options["weak"] or (settings is not None and settings.weak_limits == "allow"),
+        engine=settings.oci_engine.removeprefix("auto") if settings else "",
+        snapshotter=settings.oci_snapshotter if settings else "auto",
         timeout=_number("--timeout", options["timeout"], float),
     )
 

@@ -11,12 +11,12 @@ import msgspec
 from pytest_sandbox.cli.configuration import (
     catalogue_for,
     chosen_targets,
-    cli_settings,
     default_target,
     families_of,
     recipe_files,
     recipe_options,
 )
+from pytest_sandbox.cli.project import cli_settings
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.images.dockerfile import context_names, dockerfile
 from pytest_sandbox.images.name import image_hash, image_name
