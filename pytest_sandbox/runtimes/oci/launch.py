@@ -28,7 +28,7 @@ from pytest_sandbox.oci.spec.mounts import Bind
 from pytest_sandbox.oci.spec.resources import ResourceLimits
 from pytest_sandbox.oci.spec.root import Prepared, prepare_root, root_request
 from pytest_sandbox.runtimes import hold
-from pytest_sandbox.runtimes.oci import weak
+from pytest_sandbox.runtimes.oci import first_process, weak
 from pytest_sandbox.runtimes.oci.engine_cli import (
     EngineCli,
     EngineRefused,
@@ -348,7 +348,7 @@ class _Launch:
     def _create(self) -> int:
         order = self._order
         words = ["create", "--bundle", str(self._place), "--no-new-keyring"]
-        pid_file = self._place / "pid"
+        pid_file = first_process.file_of(order.folder)
         words += ["--pid-file", str(pid_file)]
         console: socket.socket | None = None
         if order.tty:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_sandbox.oci import cgroups
 from pytest_sandbox.oci.supervisor.client import ROOM_PREFIX
 from pytest_sandbox.runtimes.base import Owner
+from pytest_sandbox.runtimes.oci import first_process
 from pytest_sandbox.runtimes.owner import owner_from_labels
 from pytest_sandbox.runtimes.reaper import SNAPSHOT
 from pytest_sandbox.runtimes.run_folder import reap_folders
@@ -97,6 +98,7 @@ def clear(runtime: OciRuntime, name: str) -> None:
         cgroups.kill(paths)
         cgroups.remove(paths)
     folder = runtime.store.root / "sandboxes"
+    first_process.kill_left(folder / name)
     if (folder / name).exists():
         descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

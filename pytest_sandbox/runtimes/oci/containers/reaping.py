@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.oci.store.owners import owner_of
+from pytest_sandbox.runtimes.oci import first_process
 from pytest_sandbox.runtimes.oci.containers.folder import remove_folder, write_end
 from pytest_sandbox.runtimes.oci.containers.record import Ending
 
@@ -39,6 +40,7 @@ def _clear(one: Container, store: Store) -> None:
     with contextlib.suppress(OSError):  # without an init nothing else ends it
         if record.pid and owner_of(record.pid).started == record.pid_started:
             os.kill(record.pid, signal.SIGKILL)
+    first_process.kill_left(store.root / "sandboxes" / record.id)
     if not record.rootless:
         from pytest_sandbox.oci import cgroups
 

@@ -1,0 +1,42 @@
+"""The first process of a sandbox, noted on the disk: what a killed supervisor leaves is found.
+
+Between an engine's `create` and `start` nothing but this note knows of it: it has no init yet that
+would end with the supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from pytest_sandbox.oci.lifetimes import started
+
+_NAME: Final = "first.pid"
+
+
+def file_of(folder: str | Path) -> Path:
+    """Where the engine writes the pid, in the sandbox's folder of the store."""
+    return Path(folder, _NAME)
+
+
+def kill_left(folder: str | Path) -> bool:
+    """Kill the noted process if it still lives; whether it did."""
+    file = file_of(folder)
+    try:
+        pid, written = int(file.read_text(encoding="ascii")), file.stat().st_mtime
+    except (OSError, ValueError):
+        return False
+    began = started(pid)
+    if began is None:
+        return False
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+    if age + 0.05 < time.time() - written:
+        return False  # it began after the note was written: somebody else's
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
