@@ -1,7 +1,7 @@
 """Reads the command lines of `run` and `exec` without click.
 
-It knows what is right and leaves everything else (wrong options, `--help`) to click, which then says
-what is wrong.
+It knows what is right and leaves everything else (wrong options, `--help`) to click, which then
+says what is wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def call(verb: str, words: Sequence[str]) -> None:
     options = read(table, first, words)
     if options is None:
         return
-    gc.disable()  # this process imports, starts another one, and copies: there is nothing to collect
+    gc.disable()  # it imports, starts another process, and copies: there is nothing to collect
     try:
         status = importlib.import_module(module).perform(options)
     except UsageError as wrong:
@@ -55,6 +55,10 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
+class _Other(Exception):
+    """A command line that click must judge."""
+
+
 def read(table: Sequence[Option], first: str, words: Sequence[str]) -> dict[str, Any] | None:
     """The options, the first argument under `first`, and what is behind it as `command`; None for a
     command line that click must judge.
@@ -62,38 +66,47 @@ def read(table: Sequence[Option], first: str, words: Sequence[str]) -> dict[str,
     known = {flag: (option, True) for option in table for flag in option.flags}
     known |= {option.off: (option, False) for option in table if option.off}
     found = {option.key: option.unset() for option in table}
-    if any(os.environ.get(option.variable) for option in table if option.variable):
+    rest = list(reversed(words))
+    try:
+        while rest and rest[-1].startswith("-") and rest[-1] != "-":
+            word = rest.pop()
+            if word == "--":
+                break
+            _take(word, rest, known, found)
+    except _Other:
         return None
-    at = 0
-    while at < len(words) and words[at].startswith("-") and words[at] != "-":
-        word = words[at]
-        at += 1
-        if word == "--":
-            break
-        name, equals, value = word.partition("=")
-        if not word.startswith("--"):  # -it, -e NAME, -eNAME
-            name, value, equals = word[:2], word[2:], ""
-            while name in known and known[name][0].kind == "flag" and value:
-                found[known[name][0].key] = known[name][1]
-                name, value = f"-{value[0]}", value[1:]
-        if name not in known:
-            return None
-        option, on = known[name]
-        if option.kind == "flag":
-            if equals:
-                return None
-            found[option.key] = on
-            continue
-        if not equals and not value:
-            if at == len(words):
-                return None
-            value = words[at]
-            at += 1
-        if option.choices and value not in option.choices:
-            return None
-        found[option.key] = (*found[option.key], value) if option.kind == "list" else value
-    if at == len(words):
+    if not rest:
         return None
-    found[first] = words[at]
-    found["command"] = tuple(words[at + 1 :])
+    found[first] = rest.pop()
+    found["command"] = tuple(reversed(rest))
     return found
+
+
+def _take(
+    word: str,
+    rest: list[str],
+    known: dict[str, tuple[Option, bool]],
+    found: dict[str, Any],
+) -> None:
+    """One word, with its value from `rest` if it has one there."""
+    name, equals, value = word.partition("=")
+    if not word.startswith("--"):  # -it, -e NAME, -eNAME
+        name, value, equals = word[:2], word[2:], ""
+        while name in known and known[name][0].kind == "flag" and value:
+            found[known[name][0].key] = known[name][1]
+            name, value = f"-{value[0]}", value[1:]
+    if name not in known:
+        raise _Other
+    option, on = known[name]
+    if option.kind == "flag":
+        if equals:
+            raise _Other
+        found[option.key] = on
+        return
+    if not equals and not value:
+        if not rest:
+            raise _Other
+        value = rest.pop()
+    if option.choices and value not in option.choices:
+        raise _Other
+    found[option.key] = (*found[option.key], value) if option.kind == "list" else value

@@ -58,7 +58,8 @@ class Host:
         snapshotter: str = "auto",
         lasting: bool = False,
     ) -> None:
-        """Nothing is started or tried yet. `engine` is runc, crun or a path of one; else what works."""
+        """Nothing is started or tried yet. `engine` is runc, crun or a path of one; empty: either.
+        """
         self._wanted = (engine, snapshotter)
         self._root = root
         self.supervisor = Supervisor(find_ids, lasting=lasting)
