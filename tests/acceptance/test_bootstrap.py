@@ -21,6 +21,7 @@ from pytest_sandbox.provision.bootstrap import bootstrap_debian, bootstrap_tool,
 from pytest_sandbox.provision.mirrors import mirror_sources
 from pytest_sandbox.runtimes.base import SandboxSpec
 from pytest_sandbox.runtimes.bases import ensure_base
+from pytest_sandbox.runtimes.detect import find_runtime
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target, host_arch, host_family
 
@@ -97,6 +98,7 @@ def test_the_command_line_makes_another_suite_under_the_name_it_is_given(
 ):
     monkeypatch.setenv("PYTEST_SANDBOX_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("PYTEST_SANDBOX_CACHE", str(tmp_path / "cache"))
+    engine = find_runtime(engine.name, os.environ)  # its store is in that folder, if it has one
     name = f"pytest-sandbox.invalid/test-{secrets.token_hex(4)}/debian:base"
     try:
         done = subprocess.run(
@@ -117,6 +119,7 @@ def test_the_command_line_makes_another_suite_under_the_name_it_is_given(
         assert again.labels == info.labels
     finally:
         engine.remove_image(name)
+        engine.close()
 
 
 def test_another_architecture_says_how_it_could_run(tmp_path):

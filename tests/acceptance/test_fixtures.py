@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.acceptance.leftovers import on
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -260,6 +262,7 @@ def test_a_failing_test_shows_its_sandboxes(suite: Suite) -> None:
     result.stdout.fnmatch_lines(["FAILED test_it.py::test_it - install: recipe: status 5: *"])
 
 
+@on["docker"]
 def test_no_engine_skips_and_require_fails(
     suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +276,7 @@ def test_no_engine_skips_and_require_fails(
     result.assert_outcomes(errors=1)
 
 
+@on["docker"]
 def test_everything_without_an_engine_works_without_an_engine(
     suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +376,7 @@ def test_a_command_that_ran_out_of_time_is_in_the_report(suite: Suite) -> None:
     assert "live_system.py" not in result.stdout.str()
 
 
+@on["docker"]
 def test_absence_is_said_without_asking(
     suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
