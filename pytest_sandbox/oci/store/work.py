@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.oci.store.files import names
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_sandbox.oci.store.locks import Locks
+
+_GET_FLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS
+_SET_FLAGS: Final = 0x40086602  # FS_IOC_SETFLAGS
+_TOP_FOLDER: Final = 0x20000  # FS_TOPDIR_FL
 
 
 class Work:
@@ -34,6 +39,7 @@ class Work:
             self._descriptor = os.open(self._lease, flags, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             self.folder.mkdir(mode=0o700)
+        _spread(self.folder)
 
     def protect(self, *, layers: Iterable[str] = (), blobs: Iterable[str] = ()) -> None:
         """Keep layers and blobs, present or to come, from every sweep until the work is done.
@@ -66,6 +72,24 @@ class Work:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _spread(folder: Path) -> None:
+    """Have each folder below begin in a part of the disk of its own, where the file system can
+    (ext4: chattr +T).
+
+    Else a layer would come where others were just removed, and without a journal ext4 looks at each
+    inode of those again for every file that is made: 3,000 files take seconds then.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = bytearray(8)
+            fcntl.ioctl(descriptor, _GET_FLAGS, flags)
+            wanted = int.from_bytes(flags, sys.byteorder) | _TOP_FOLDER
+            fcntl.ioctl(descriptor, _SET_FLAGS, wanted.to_bytes(8, sys.byteorder))
+        finally:
+            os.close(descriptor)
 
 
 def living(leases: Path) -> tuple[set[str], set[str], list[str]]:
