@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pytest_sandbox.oci.store.locks import Locks
 from pytest_sandbox.oci.store.owners import Owner, owner_of
 from pytest_sandbox.oci.store.uses import Uses
 from pytest_sandbox.oci.store.work import Work, living
+from tests.oci.store.seeing import listing
 
 
 @pytest.fixture
@@ -32,10 +32,12 @@ def test_living_work_protects_and_its_end_does_not(folders):
     with work(folders) as one:
         one.protect(layers=["abc", "def"], blobs=["sha256:1"])
         (one.folder / "half").write_text("x")
+        (one.folder / "of-others").mkdir()
         assert living(folders / "leases") == ({"abc", "def"}, {"sha256:1"}, [])
     assert living(folders / "leases") == (set(), set(), [])
-    assert os.listdir(folders / "tmp") == []
-    assert len(os.listdir(folders / "trash")) == 1
+    assert listing(folders / "tmp") == []
+    (left,) = (folders / "trash").iterdir()
+    assert listing(left) == ["of-others"]
 
 
 def test_killed_work_is_told_as_dead(folders):
@@ -53,7 +55,7 @@ def test_killed_work_is_told_as_dead(folders):
     assert done.returncode == -9
     keys, blobs, dead = living(folders / "leases")
     assert (keys, blobs) == (set(), set())
-    assert dead == os.listdir(folders / "tmp")
+    assert dead == listing(folders / "tmp")
 
 
 def test_a_sweep_holds_references_back(folders):
@@ -128,6 +130,6 @@ def test_one_key_one_holder_and_waiting_is_said(folders):
     lock.release()
     waiter.join(5)
     assert not waiter.is_alive()
-    assert len(os.listdir(folders / "locks")) == 1  # never unlinked
+    assert len(listing(folders / "locks")) == 1  # never unlinked
     with locks.unless_held("trash") as ours, locks.unless_held("trash") as again:
         assert (ours, again) == (True, False)
