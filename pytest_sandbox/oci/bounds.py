@@ -35,3 +35,11 @@ class Bounds:
 
 
 DEFAULT_BOUNDS = Bounds()
+
+STORED = Bounds(**dict.fromkeys(Bounds.__dataclass_fields__, 1 << 62) | {"zstd_window": 1 << 31})
+"""For what is in the store: it was held to bounds on its way in, perhaps to higher ones."""
+
+
+def raised(name: str) -> str:
+    """The next step of an error over a bound, a field's name."""
+    return f"if you trust it, raise the bound: --sandbox-image-bound {name.replace('_', '-')}=VALUE"

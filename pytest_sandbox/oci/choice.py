@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, InvalidImage
-from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
+from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds, raised
 from pytest_sandbox.oci.manifests import Index, Manifest, config_platform, diff_ids, parse_config
 from pytest_sandbox.oci.platforms import Platform, choose, runs
 
@@ -61,7 +61,7 @@ def _find(
         return found, (index,)
     if depth >= bounds.index_depth:
         problem = f"{what}: its indexes are nested more than {bounds.index_depth} deep"
-        raise InvalidImage(problem)
+        raise InvalidImage(problem, next_step=raised("index_depth"))
     refused: ImageUnavailable | None = None
     for entry in nested[:_NESTED]:
         inner = fetch(entry)

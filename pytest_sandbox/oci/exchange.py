@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, printable
+from pytest_sandbox.oci.bounds import raised
 from pytest_sandbox.transport.addresses import Failure, check_url, origin_of, shown
 from pytest_sandbox.transport.requests import REDIRECTS, blocks, failures, join, retry_after
 
@@ -92,7 +93,8 @@ class Answer:
                 parts.append(block)
         if size > limit:
             problem = f"{shown(self.url)}: {what} is larger than {limit} bytes"
-            raise Failure(problem, Blame.UPSTREAM, next_step="raise the bound if you trust it")
+            help = raised("manifest") if what == "the manifest" else ""
+            raise Failure(problem, Blame.UPSTREAM, next_step=help)
         return b"".join(parts)
 
     def drop(self) -> None:

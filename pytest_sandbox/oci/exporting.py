@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 from pytest_sandbox.errors import Blame, InvalidImage, UsageError
 from pytest_sandbox.oci import docker_archive, layout
-from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS
+from pytest_sandbox.oci.bounds import STORED
 from pytest_sandbox.oci.local_images import complete
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def plain_blocks(store: Store, layer: ImageLayer) -> Iterator[bytes]:
 
     assert layer.blob is not None
     with store.blobs.open(layer.blob.digest) as file:
-        source = Unpacked(file.fileno(), DEFAULT_BOUNDS, name=layer.blob.digest)
+        source = Unpacked(file.fileno(), STORED, name=layer.blob.digest)
         try:
             while block := source.take():
                 yield block

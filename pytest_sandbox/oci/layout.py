@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import Blame, InvalidImage, UsageError
 from pytest_sandbox.oci.adding import add_image
-from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
+from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, STORED, Bounds
 from pytest_sandbox.oci.descriptors import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -163,9 +163,9 @@ def _path(digest: str) -> str:
 
 def stored_manifest(store: Store, image: Image) -> Manifest:
     """The manifest of an image that has one. Raises ImageUnavailable where it is gone."""
-    raw = store.blobs.read(image.digest, DEFAULT_BOUNDS.manifest)
+    raw = store.blobs.read(image.digest)
     media_type = json.loads(raw).get("mediaType", OCI_MANIFEST)
-    found = parse_manifest(raw, media_type, what=image.reference.familiar)
+    found = parse_manifest(raw, media_type, STORED, what=image.reference.familiar)
     assert isinstance(found, Manifest)
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import Blame, InvalidImage
-from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
+from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds, raised
 from pytest_sandbox.oci.descriptors import (
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -67,7 +67,7 @@ class Manifest:
                 f"{what}: its config has {self.config.size} bytes; at most {bounds.config} are"
                 " taken"
             )
-            raise InvalidImage(problem)
+            raise InvalidImage(problem, next_step=raised("config"))
         for number, layer in enumerate(self.layers, 1):
             if layer.media_type not in LAYER_TYPES:
                 problem = f"{what}: layer {number} is {layer.media_type}, which cannot be unpacked"
@@ -77,7 +77,7 @@ class Manifest:
                     f"{what}: layer {number} has {layer.size} bytes; at most {bounds.layer_bytes}"
                     " are taken"
                 )
-                raise InvalidImage(problem)
+                raise InvalidImage(problem, next_step=raised("layer_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def parse_manifest(
     layers = _list(document, "layers", what)
     if len(layers) > bounds.layers:
         problem = f"{what} has {len(layers)} layers; at most {bounds.layers} are taken"
-        raise InvalidImage(problem)
+        raise InvalidImage(problem, next_step=raised("layers"))
     subject = document.get("subject")
     return Manifest(
         media_type=media_type,

@@ -296,6 +296,9 @@ class Registry:
         try:
             return work(self.endpoint(reference.registry), self.rule)
         except Failure as failure:
+            if "WRONG_VERSION_NUMBER" in failure.what:  # OpenSSL's word for an answer without TLS
+                plain = f"--sandbox-registry-insecure {reference.registry}"
+                failure.next_step = f"if it is to be asked by plain http: {plain}"
             raise registry_error(reference.familiar, failure, failed) from failure
 
 

@@ -117,7 +117,8 @@ class Authority:
             help = f"check the name, or log in: docker login {self._registry}"
         elif self._withheld:
             known = f"the credentials from {credential.source} were not sent to {self._withheld}"
-            help = f"list {self._withheld} as a realm of {self._registry} if you trust it"
+            realm = f"--sandbox-registry-realm {self._registry}={self._withheld}"
+            help = f"list it as a realm of {self._registry} if you trust it: {realm}"
         else:
             known = f"with the credentials from {credential.source}"
             help = f"check the name and your rights there, or log in: docker login {self._registry}"

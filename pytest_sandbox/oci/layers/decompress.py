@@ -13,6 +13,7 @@ import threading
 from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from pytest_sandbox.errors import InvalidImage
+from pytest_sandbox.oci.bounds import raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,14 +105,14 @@ class Unpacked:
     def _check(self) -> None:
         bounds = self._bounds
         if self.size > bounds.layer_bytes:
-            self._fail(f"it unpacks to more than {bounds.layer_bytes} bytes")
+            self._fail(f"it unpacks to more than {bounds.layer_bytes} bytes", "layer_bytes")
         if self.size > bounds.ratio_floor and self.size > bounds.ratio * self.packed:
             found = f"{self.size} bytes from {self.packed}"
-            self._fail(f"it unpacks to more than {bounds.ratio} times its size ({found})")
+            self._fail(f"it unpacks to more than {bounds.ratio} times its size ({found})", "ratio")
 
-    def _fail(self, what: str) -> NoReturn:
+    def _fail(self, what: str, bound: str = "") -> NoReturn:
         msg = f"{self.name}: {what}"
-        raise InvalidImage(msg) from None
+        raise InvalidImage(msg, next_step=raised(bound) if bound else "") from None
 
     def _read(self, most: int = _READ) -> bytes:
         data = os.read(self._descriptor, most)
@@ -183,7 +184,7 @@ class Unpacked:
                 except zstandard.ZstdError as error:
                     what = "its zstd stream is broken or needs a window of more than "
                     what += f"{self._bounds.zstd_window} bytes: {error}"
-                    self._fail(what)
+                    self._fail(what, "zstd_window")
                 if not block:
                     return
                 yield block

@@ -51,15 +51,15 @@ class Blobs:
             self.touch(digest)
         return digest
 
-    def read(self, digest: str, limit: int) -> bytes:
-        """The whole of a small blob, verified.
+    def read(self, digest: str, limit: int | None = None) -> bytes:
+        """The whole of a small blob, verified. Without `limit`, its size was bounded on its way in.
 
         Raises ImageUnavailable if it is not there, InvalidImage for more than `limit` bytes or a
         wrong digest (the blob is removed then).
         """
         with self.open(digest) as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
+            data = file.read(-1 if limit is None else limit + 1)
+        if limit is not None and len(data) > limit:
             msg = f"the blob {digest} has more than {limit} bytes"
             raise InvalidImage(msg)
         try:

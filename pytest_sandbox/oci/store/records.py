@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import ImageUnavailable, InvalidImage, UsageError
-from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS
+from pytest_sandbox.oci.bounds import STORED
 from pytest_sandbox.oci.descriptors import Descriptor, parse_descriptor
 from pytest_sandbox.oci.images import Image, ImageLayer
 from pytest_sandbox.oci.manifests import parse_config
@@ -111,13 +111,13 @@ class Records:
             return None
         try:
             reference = parse_reference(found["reference"])
-            raw = self._blobs.read(found["config"], DEFAULT_BOUNDS.config)
+            raw = self._blobs.read(found["config"])
             return Image(
                 reference=reference,
                 platform=platform_of(found["platform"], where=str(file)),
                 digest=str(found["digest"]),
                 index=str(found["index"]),
-                config=parse_config(raw),
+                config=parse_config(raw, STORED),
                 raw=raw,
                 config_digest=str(found["config"]),
                 layers=tuple(_layer(entry, str(file)) for entry in found["layers"]),

@@ -41,10 +41,17 @@ def servers(
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Registry -> mirrors, and the registries and mirrors that may be asked by plain http."""
     host, own = host_registries(environ), settings.mirrors()
-    mirrors = {normal_registry(name): urls for name, urls in host.mirrors.items()}
-    mirrors |= {normal_registry(name): urls for name, urls in own.items()}
+    mirrors = {**_by_registry(host.mirrors), **_by_registry(own)}
     plain = [url.split("/")[2] for urls in own.values() for url in urls if url[:5] == "http:"]
     return mirrors, tuple(dict.fromkeys((*settings.insecure(), *plain, *host.insecure)))
+
+
+def _by_registry(mirrors: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The same with one name for each registry: Docker Hub has several."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, urls in mirrors.items():
+        found[normal_registry(name)] = (*found.get(normal_registry(name), ()), *urls)
+    return found
 
 
 def bounds_of(settings: Settings) -> Bounds:
