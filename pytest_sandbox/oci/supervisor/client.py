@@ -16,6 +16,7 @@ from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci.ids import IdSpace, NoIds, Range
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import JobFailed, rebuild
+from pytest_sandbox.oci.supervisor.rooms import make_room
 from pytest_sandbox.oci.supervisor.spawn import Child, spawn
 from pytest_sandbox.oci.waiting import ended
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 Where = Literal["host", "mapped"]
 
-ROOM_PREFIX: Final = "pytest-sandbox-room-"
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -202,7 +202,7 @@ class Supervisor:
         ids = self.ids
         child, self.spawned = self.spawned or spawn(), None
         try:
-            self.room = _make_room()
+            self.room = make_room(child.pid)
             setup = {
                 "lasting": self._lasting,
                 "rootless": ids.rootless,
@@ -262,21 +262,6 @@ class Supervisor:
         process.wait()
         with contextlib.suppress(OSError):
             Path(self.room).rmdir()
-
-
-def _make_room() -> str:
-    """A folder that any id can walk to: the sandboxes' mount points are below it."""
-    name = f"{ROOM_PREFIX}{os.getpid()}-{os.urandom(6).hex()}"
-    for place in ("/tmp", "/run", "/var/tmp"):
-        folder = Path(place, name)
-        try:
-            folder.mkdir(mode=0o711)
-            folder.chmod(0o711)
-        except OSError:
-            continue
-        return str(folder)
-    msg = "no folder for mount points can be made in /tmp, /run or /var/tmp"
-    raise RuntimeUnavailable(msg, next_step="make /tmp writable")
 
 
 def _not_started(error: BaseException) -> BaseException:

@@ -7,11 +7,10 @@ import json
 import os
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.oci import cgroups
-from pytest_sandbox.oci.supervisor.client import ROOM_PREFIX
+from pytest_sandbox.oci.supervisor.rooms import sweep_rooms
 from pytest_sandbox.runtimes.base import Owner
 from pytest_sandbox.runtimes.oci import first_process
 from pytest_sandbox.runtimes.owner import owner_from_labels
@@ -20,6 +19,7 @@ from pytest_sandbox.runtimes.run_folder import reap_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 
@@ -66,7 +66,7 @@ def sweep(runtime: OciRuntime, run: str) -> int:
 
 def reap(runtime: OciRuntime, is_dead: Callable[[Owner, float], bool]) -> int:
     """Remove what dead owners left; the number of things removed."""
-    count = _collect(runtime, is_dead) + reap_folders(is_dead) + _rooms()
+    count = _collect(runtime, is_dead) + reap_folders(is_dead) + sweep_rooms()
     store = runtime.store
     store.sweep_dead_work()
     store.empty_trash(keep=store.uses.living()[0])
@@ -107,16 +107,3 @@ def clear(runtime: OciRuntime, name: str) -> None:
             os.close(descriptor)
     runtime.store.release(name)
     forget(runtime.store.root, name)
-
-
-def _rooms() -> int:
-    """Empty mount points of supervisors that were killed together with their clients."""
-    count = 0
-    for place in ("/tmp", "/run", "/var/tmp"):
-        for folder in Path(place).glob(ROOM_PREFIX + "*"):
-            pid = folder.name.removeprefix(ROOM_PREFIX).partition("-")[0]
-            if pid.isdigit() and not Path("/proc", pid).exists():
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-                    count += 1
-    return count

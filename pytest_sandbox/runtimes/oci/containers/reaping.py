@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.oci.store.owners import owner_of
+from pytest_sandbox.oci.supervisor.rooms import sweep_rooms
 from pytest_sandbox.runtimes.oci import first_process
 from pytest_sandbox.runtimes.oci.containers.folder import remove_folder, write_end
 from pytest_sandbox.runtimes.oci.containers.record import Ending
@@ -32,6 +33,7 @@ def reap(containers: Containers, store: Store) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     if lost:
         store.empty_trash()
+    sweep_rooms()
     return len(lost)
 
 
