@@ -33,19 +33,25 @@ _WIDEST: Final = 4096
 
 
 class Lines:
-    """The last lines that a command wrote, as people read them: no colours, no empty ones."""
+    """The last lines that a command wrote, as people read them: no colours, no empty ones.
+
+    Its two streams are put together line by line: what one writes in pieces stays whole.
+    """
 
     def __init__(self) -> None:
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
+        make = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {number: make("replace") for number in (1, 2)}
+        self._rests = dict.fromkeys(self._decoders, "")
 
-    def feed(self, data: bytes, *, end: bool = False) -> None:
-        """Take the next bytes."""
-        *whole, self._rest = (self._rest + self._decoder.decode(data, end)).split("\n")
-        if end or len(self._rest) > 16 * _WIDEST:
-            whole.append(self._rest)
-            self._rest = ""
+    def feed(self, data: bytes, stream: int = 1, *, end: bool = False) -> None:
+        """Take the next bytes of stdout (1) or stderr (2)."""
+        text = self._rests[stream] + self._decoders[stream].decode(data, end)
+        *whole, rest = text.split("\n")
+        if end or len(rest) > 16 * _WIDEST:
+            whole.append(rest)
+            rest = ""
+        self._rests[stream] = rest
         for text in whole:
             # \r begins a line anew: what a progress display showed last is what counts
             for line in COLOUR.sub("", text).splitlines():
@@ -78,20 +84,21 @@ def run(runtime: OciRuntime, order: Order, lines: Lines, deadline: float) -> Ran
     if order.limits.weak:
         counters = os.memfd_create("pytest-sandbox-counters")
         os.pwrite(counters, bytes(weak.COUNTERS.size), 0)
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+    readers, writers = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         extra = [counters] if counters >= 0 else []
         try:
             channel = runtime.supervisor.open(
-                _START, order.document(), [null, writer, writer, *extra]
+                _START, order.document(), [null, *writers, *extra]
             )
         finally:
-            os.close(null)
-            os.close(writer)
+            for descriptor in (null, *writers):
+                os.close(descriptor)
         try:
             started = channel.result()
-            ended = _Watch(channel, reader, lines).until(deadline)
+            ended = _Watch(channel, readers, lines).until(deadline)
         except BaseException:
             _end(channel)
             raise
@@ -102,7 +109,8 @@ def run(runtime: OciRuntime, order: Order, lines: Lines, deadline: float) -> Ran
             killed = weak.COUNTERS.unpack(os.pread(counters, weak.COUNTERS.size, 0))[0] > 0
         return Ran(ended.status, ended.timed_out, killed, tuple(started["created"]))
     finally:
-        os.close(reader)
+        for descriptor in readers:
+            os.close(descriptor)
         if counters >= 0:
             os.close(counters)
         leavings.forget(root, order.id)
@@ -111,20 +119,21 @@ def run(runtime: OciRuntime, order: Order, lines: Lines, deadline: float) -> Ran
 class _Watch:
     """Reads what a sandbox writes, and what the supervisor says of it, until nothing is left."""
 
-    def __init__(self, channel: Channel, reader: int, lines: Lines) -> None:
+    def __init__(self, channel: Channel, readers: list[int], lines: Lines) -> None:
         self.status = 137
         self.timed_out = False
         self.usage: Mapping[str, Any] = {}
         self._channel = channel
-        self._reader = reader
+        self._streams = {reader: number for number, reader in enumerate(readers, 1)}
         self._lines = lines
-        self._open = True
-        os.set_blocking(reader, False)
+        for reader in readers:
+            os.set_blocking(reader, False)
 
     def until(self, deadline: float) -> _Watch:
         poller = select.poll()
         poller.register(self._channel.fileno(), select.POLLIN)
-        poller.register(self._reader, select.POLLIN)
+        for reader in self._streams:
+            poller.register(reader, select.POLLIN)
         gone = False
         while not gone:
             left = deadline - time.monotonic()
@@ -134,13 +143,14 @@ class _Watch:
                 self.timed_out = True
                 self._channel.signal(signal.SIGKILL)
             for descriptor, _ in poller.poll(1000 if self.timed_out else left * 1000 + 1):
-                if descriptor != self._reader:
+                if descriptor == self._channel.fileno():
                     gone = self._hear()
-                elif not self._read():
-                    poller.unregister(self._reader)
-        while self._open and self._read():  # what it wrote before its end
-            pass
-        self._lines.feed(b"", end=True)
+                elif not self._read(descriptor):
+                    poller.unregister(descriptor)
+        for reader, number in self._streams.items():
+            while self._read(reader):  # what it wrote before its end
+                pass
+            self._lines.feed(b"", number, end=True)
         return self
 
     def _hear(self) -> bool:
@@ -156,15 +166,14 @@ class _Watch:
             self.usage = message["said"]["cleared"]
         return False
 
-    def _read(self) -> bool:
+    def _read(self, reader: int) -> bool:
         """Read once; False where there is nothing (more)."""
         try:
-            data = os.read(self._reader, 1 << 16)
+            data = os.read(reader, 1 << 16)
         except BlockingIOError:
             return False
-        self._lines.feed(data)
-        self._open = bool(data)
-        return self._open
+        self._lines.feed(data, self._streams[reader], end=not data)
+        return bool(data)
 
 
 def _end(channel: Channel) -> None:
