@@ -29,19 +29,34 @@ def _shared(shared_folders: None) -> None:
 def engine(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """A runtime of our own, to look at what the runs under test leave behind.
 
-    A test that shows nothing new on the second one says `on("oci")` or `on("docker")`.
+    A test that shows nothing new on the second one is marked `on["oci"]` or `on["docker"]`.
     """
+    found = _find(request.param)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def each_runtime(_runs_use_the_engine: None) -> tuple[str, ...]:
+    """For a test that runs the same on all of them itself: their names."""
+    for name in RUNTIMES:
+        _find(name).close()
+    return RUNTIMES
+
+
+REQUIRE = bool(os.environ.get("PYTEST_SANDBOX_REQUIRE"))
+
+
+def _find(name: str) -> Runtime:
     from pytest_sandbox.errors import RuntimeUnavailable
     from pytest_sandbox.runtimes.detect import find_runtime
 
     try:
-        found = find_runtime(request.param, os.environ)
+        return find_runtime(name, os.environ)
     except RuntimeUnavailable as missing:
-        if os.environ.get("PYTEST_SANDBOX_REQUIRE"):
+        if REQUIRE:
             raise
         pytest.skip(str(missing))
-    yield found
-    found.close()
 
 
 @pytest.fixture(autouse=True)

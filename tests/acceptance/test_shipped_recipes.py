@@ -57,10 +57,19 @@ def test_every_recipe_yields_an_item_for_every_family(tmp_path):
     assert len(items) == len(RECIPES) * len(FAMILIES)
 
 
-@pytest.mark.usefixtures("sandbox_runtime")
-def test_main_job_on_debian(tmp_path):
+def test_main_job_on_debian_is_the_same_on_each_runtime(tmp_path, each_runtime):
     shutil.copytree(FOLDER, tmp_path / "recipes")
-    run = run_pytest(tmp_path, "--sandbox", "--sandbox-target=debian", "recipes")
+    runs = {}
+    for name in each_runtime:
+        arguments = ("--sandbox", f"--sandbox-runtime={name}", "--sandbox-target=debian")
+        runs[name] = run_pytest(tmp_path, *arguments, "recipes")
+        _check_main_job(runs[name])
+    first, *others = (run.told() for run in runs.values())
+    for other in others:
+        assert other == first
+
+
+def _check_main_job(run):
     target = f"debian-{host_arch()}"
     assert run.status == 0, run.output
     wanted = {
