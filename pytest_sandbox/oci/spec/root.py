@@ -93,15 +93,18 @@ def prepare(call: Call) -> dict[str, Any]:
     return prepare_root(call.fds[0], call.args).to_json()
 
 
-def prepare_root(root: int, request: Mapping[str, Any]) -> Prepared:
+def prepare_root(
+    root: int, request: Mapping[str, Any], owner: tuple[int, int] | None = None
+) -> Prepared:
     """Find the user and make what is missing below `root`, a descriptor of the root's folder.
 
     New folders belong to the sandbox's root (0755), new files too (0644, empty); the folder around
-    a new one keeps its time. Raises UnknownUser; MissingDirectory for a working folder that is
+    a new one keeps its time. Who is not that root, but may do what it may, says with `owner` (uid,
+    gid) who it is. Raises UnknownUser; MissingDirectory for a working folder that is
     something else, or lies in /proc; UsageError for a mount point of the wrong kind; InvalidImage
     for links without an end.
     """
-    walk = _Walk(root)
+    walk = _Walk(root, owner)
     places: dict[str, str] = {}
     for path in request["folders"]:
         try:
@@ -145,8 +148,9 @@ def _refuse_proc(cwd: str) -> None:
 class _Walk:
     """Walks and makes paths below one root."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, owner: tuple[int, int] | None) -> None:
         self._root = root
+        self._owner = owner
         self.created: list[str] = []
 
     def _open(self, parts: Sequence[str]) -> int:
@@ -238,6 +242,8 @@ class _Walk:
         else:
             os.mkdir(name, 0o755, dir_fd=parent)
             os.chmod(name, 0o755, dir_fd=parent)
+        if self._owner is not None:
+            os.chown(name, *self._owner, dir_fd=parent, follow_symlinks=False)
         with contextlib.suppress(OSError):  # the time of the folder around it is a nicety
             times = (before.st_atime_ns, before.st_mtime_ns)
             os.utime(f"/proc/self/fd/{parent}", ns=times)

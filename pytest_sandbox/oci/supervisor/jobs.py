@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import sys
@@ -39,6 +40,8 @@ class Call:
         """The supervisor's private tmpfs: mount points and bundles go there."""
         self.ids = ids
         """A descriptor of the user namespace with the sandboxes' ids; None where this is it."""
+        self.spent = False
+        """Set by a `repeatable` job that left something in its process after all."""
         self._reply = reply
         self._note = note
         self._enter = enter
@@ -105,6 +108,14 @@ class Call:
         self._enter()
 
 
+def repeatable(job: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """Mark a job that leaves nothing in its process (no child, no id or folder that it changed):
+    one process may do it again and again. Its descriptors are closed after it, not by it.
+    """
+    job.repeatable = True  # type: ignore[attr-defined]
+    return job
+
+
 @cache
 def load(module: str) -> Any:
     """The module of jobs. Its function `warm`, if it has one, is called once: what that loads is
@@ -126,16 +137,19 @@ def find_job(name: str) -> Callable[[Call], Mapping[str, Any] | None]:
     return found
 
 
-def perform(job: Callable[[Call], Mapping[str, Any] | None], call: Call, word: str) -> None:
-    """Run a job to its end and tell its outcome to the caller, under `word`."""
+def perform(job: Callable[[Call], Mapping[str, Any] | None], call: Call, word: str) -> bool:
+    """Run a job to its end and tell its outcome to the caller, under `word`.
+
+    Whether its process can do another one.
+    """
     try:
         answer: dict[str, Any] = {word: dict(job(call) or {})}
     except BaseException as error:
         answer = {"failed": describe(error)}
-    try:
+        call.spent = True
+    with contextlib.suppress(OSError):  # nobody may wait for it any more
         messages.send(call._reply, answer)
-    except OSError:
-        os._exit(1)  # nobody waits for it any more
+    return not call.spent
 
 
 def describe(error: BaseException) -> dict[str, Any]:

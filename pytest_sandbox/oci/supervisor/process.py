@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_sandbox.oci import linux
-from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.supervisor import messages, place
 from pytest_sandbox.oci.supervisor.jobs import Call, describe, find_job, perform, warn
+from pytest_sandbox.oci.supervisor.workers import Pool, Worker, work
 
 _UNCLAIMED: Final = 4096
 _LOST: Final = int(signal.SIGKILL)
@@ -55,78 +56,21 @@ class Supervisor:
         self._main = main
         self._lasting = bool(setup["lasting"])
         self._room: str = setup["room"]
-        self._rootless = bool(setup["rootless"])
         self._ids: int | None = None
         self._setup = setup
         self._selector = selectors.DefaultSelector()
         self._jobs: dict[int, Job] = {}
+        self._pool = Pool()
         self._watched: dict[int, Watched] = {}
         self._unclaimed: OrderedDict[int, int] = OrderedDict()
         self._clients = 0
         self._over = False
         self._notes, self._note = messages.pair()
-
-    # --- its place --------------------------------------------------------------------------
+        self._notes.setblocking(False)
 
     def settle(self) -> None:
         """Enter the namespaces and mount the room. Raises OSError."""
-        linux.prctl(linux.PR_SET_NAME, b"sandbox-keeper")
-        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-        if self._rootless:
-            linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
-            messages.send(self._main, {"map": os.getpid()})
-            if messages.receive(self._main) is None:
-                sys.exit(1)
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-            with contextlib.suppress(OSError):
-                os.setgroups([])
-        else:
-            linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount(
-            "tmpfs", self._room, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0711,size=1g"
-        )
-        if not self._rootless:
-            self._ids = self._make_ids()
-
-    def _make_ids(self) -> int:
-        """A user namespace with the sandboxes' ids, held by a descriptor."""
-        ready, go = os.pipe(), os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.close(go[1])  # else it would wait for itself
-                linux.unshare(linux.CLONE_NEWUSER)
-                os.write(ready[1], b".")
-                os.read(go[0], 1)
-            finally:
-                os._exit(0)
-        for end in (ready[1], go[0]):
-            os.close(end)
-        try:
-            if not os.read(ready[0], 1):
-                msg = "no user namespace can be made"
-                raise OSError(msg)
-            for name in ("uid", "gid"):
-                lines = "".join(f"{a} {b} {c}\n" for a, b, c in self._setup[f"{name}s"])
-                with open(f"/proc/{child}/{name}_map", "w", encoding="ascii") as file:  # noqa: PTH123
-                    file.write(lines)
-            return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            os.close(ready[0])
-            os.close(go[1])
-            os.waitpid(child, 0)
-
-    def _enter(self) -> None:
-        if self._ids is not None:
-            linux.setns(self._ids, linux.CLONE_NEWUSER)
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-            with contextlib.suppress(OSError):
-                os.setgroups([])
-            self._ids = None
-        _die_with_parent()
+        self._ids = place.settle(self._main, self._setup)
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -148,10 +92,13 @@ class Supervisor:
         gc.freeze()
         messages.send(self._main, {"ready": os.getpid()})
         while not self._finished():
-            for key, _ in self._selector.select():
+            for worker in self._pool.tired():
+                self._dismiss(worker)
+            for key, _ in self._selector.select(self._pool.patience()):
                 # What came before it in this round may have closed it.
                 if self._selector.get_map().get(key.fd) is key:
                     self._handle(key)
+        self._pool.end()
 
     def _finished(self) -> bool:
         if self._over or (self._lasting and self._clients == 0):
@@ -171,6 +118,8 @@ class Supervisor:
             self._stop()
         elif kind == "channel":
             self._hear(what)
+        elif kind == "worker":
+            self._hear_worker(what)
         elif kind == "listen":
             with contextlib.suppress(OSError):
                 self._add_client(what.accept()[0])
@@ -207,7 +156,7 @@ class Supervisor:
         reply = socket.socket(fileno=fds[0])
         try:
             job = self._find(message["job"])
-            self._fork(job, message, fds[1:], reply, Job(client, int(message["number"])))
+            self._run(job, message, fds[1:], reply, Job(client, int(message["number"])))
         except Exception as error:
             with contextlib.suppress(OSError):
                 messages.send(reply, {"failed": describe(error)})
@@ -225,7 +174,7 @@ class Supervisor:
             gc.freeze()
         return job
 
-    def _fork(
+    def _run(
         self,
         job: Any,
         message: dict[str, Any],
@@ -233,28 +182,50 @@ class Supervisor:
         reply: socket.socket,
         noted: Job,
     ) -> None:
+        """Have a job done, by a worker that waits or by a fork. Raises OSError."""
+        message["word"] = "done" if noted.follows is None else "gone"
+        repeatable = hasattr(job, "repeatable") and message.get("where") != "mapped"
+        while repeatable and (worker := self._pool.take()) is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                worker.give(message, reply, fds)
+                self._jobs[worker.pid] = noted
+                return
+        if not repeatable:
+            self._fork(message, fds, reply, noted)
+            return
+        mine, theirs = messages.pair()
+        with theirs:
+            worker = Worker(mine)
+            worker.pid = self._fork(message, fds, reply, noted, theirs)
+        self._selector.register(mine, selectors.EVENT_READ, ("worker", worker))
+
+    def _fork(
+        self,
+        message: dict[str, Any],
+        fds: list[int],
+        reply: socket.socket,
+        noted: Job,
+        channel: socket.socket | None = None,
+    ) -> int:
+        """A child for one job; with a `channel` it does more of them."""
         pid = os.fork()
         if pid:
             self._jobs[pid] = noted
-            return
+            return pid
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             _die_with_parent()
-            self._main.close()
-            call = Call(
-                message["args"],
-                fds,
-                reply=reply,
-                note=self._note,
-                room=self._room,
-                enter=self._enter,
-                ids=self._ids,
-            )
-            if message.get("where") == "mapped":
-                self._enter()
-            perform(job, call, "done" if noted.follows is None else "gone")
+            kept = [reply.fileno(), self._note.fileno(), *fds]
+            kept += [self._ids] if self._ids is not None else []
+            kept += [channel.fileno()] if channel else []
+            # Another caller's channel must not stay open with a job that takes long.
+            _close_all_but(kept)
+            if self._do(message, reply, fds) and channel is not None:
+                for descriptor in (reply.detach(), *fds):
+                    os.close(descriptor)
+                work(channel, self._do)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 messages.send(reply, {"failed": describe(error)})
@@ -263,14 +234,67 @@ class Supervisor:
                 sys.stderr.flush()
             os._exit(0)
 
+    def _enter(self) -> None:
+        if self._ids is not None:
+            place.enter(self._ids)
+            self._ids = None
+        _die_with_parent()
+
+    def _do(self, message: dict[str, Any], reply: socket.socket, fds: list[int]) -> bool:
+        """In a child: one job. Whether the child can do another one."""
+        call = Call(
+            message["args"],
+            fds,
+            reply=reply,
+            note=self._note,
+            room=self._room,
+            enter=self._enter,
+            ids=self._ids,
+        )
+        if message.get("where") == "mapped":
+            self._enter()
+        return perform(find_job(message["job"]), call, message["word"])
+
+    def _hear_worker(self, worker: Worker) -> None:
+        """It has done its job, or is gone."""
+        received = None
+        with contextlib.suppress(OSError, ValueError):
+            received = messages.receive(worker.channel)
+        if received is None:
+            self._pool.forget(worker)
+            self._dismiss(worker)
+            return
+        self._take_notes()
+        self._done(self._jobs.pop(worker.pid, None))
+        if not self._pool.put(worker):
+            self._dismiss(worker)
+
+    def _dismiss(self, worker: Worker) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(worker.channel)
+        worker.channel.close()
+
+    def _done(self, job: Job | None) -> None:
+        if job is not None and job.follows is not None:
+            self._drop_channel(job.follows)
+
     # --- sandboxes --------------------------------------------------------------------------
 
     def _take_notes(self) -> None:
-        received = messages.receive(self._notes)
-        if received is None:
-            return
-        message, fds = received
-        channel = socket.socket(fileno=fds[0])
+        """Take every note that is there: a job's note comes before its end, and is read before it
+        counts as done.
+        """
+        while True:
+            try:
+                received = messages.receive(self._notes)
+            except BlockingIOError:
+                return
+            if received is None:
+                return
+            message, fds = received
+            self._watch(message, socket.socket(fileno=fds[0]))
+
+    def _watch(self, message: dict[str, Any], channel: socket.socket) -> None:
         watched = Watched(
             message["watch"], channel, message["companions"], message["after"], message["name"]
         )
@@ -324,9 +348,8 @@ class Supervisor:
             if pid == 0:
                 return
             if pid in self._jobs:
-                follows = self._jobs.pop(pid).follows
-                if follows is not None:
-                    self._drop_channel(follows)
+                self._take_notes()
+                self._done(self._jobs.pop(pid))
             elif pid in self._watched:
                 self._end(self._watched.pop(pid), status, used.ru_utime + used.ru_stime)
             else:
@@ -349,7 +372,7 @@ class Supervisor:
         mine, theirs = messages.pair()
         try:
             reply = watched.channel or theirs
-            self._fork(self._find(name), message, [], reply, Job(None, follows=watched))
+            self._run(self._find(name), message, [], reply, Job(None, follows=watched))
         except Exception as error:
             warn(f"{name} could not be started: {error}")
             self._drop_channel(watched)
@@ -367,6 +390,15 @@ class Supervisor:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _close_all_but(kept: list[int]) -> None:
+    """Close every descriptor of this process above 2 that is not among them."""
+    low = 3
+    for descriptor in sorted(set(kept)):
+        os.closerange(low, descriptor)
+        low = descriptor + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
 def _is_child(pid: int) -> bool:

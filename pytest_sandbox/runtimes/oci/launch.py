@@ -27,6 +27,7 @@ from pytest_sandbox.oci.spec.generate import Overrides, generate
 from pytest_sandbox.oci.spec.mounts import Bind
 from pytest_sandbox.oci.spec.resources import ResourceLimits
 from pytest_sandbox.oci.spec.root import Prepared, prepare_root, root_request
+from pytest_sandbox.oci.supervisor.jobs import repeatable
 from pytest_sandbox.runtimes import hold
 from pytest_sandbox.runtimes.oci import first_process, weak
 from pytest_sandbox.runtimes.oci.engine_cli import (
@@ -60,6 +61,7 @@ def warm() -> None:
     _counts_swap()
 
 
+@repeatable
 def start(call: Call) -> dict[str, Any]:
     """Start a sandbox. `args` is an Order; `fds` are its stdin, stdout and stderr, then the file of
     weaker counters if there are any.
@@ -98,7 +100,11 @@ class _Launch:
         order, call = self._order, self._call
         self._place.mkdir(mode=0o711)
         (self._place / "mounts").mkdir(mode=0o711)
+        # Its own: the sandbox may write its /etc/hosts, and fill what that lies on.
         (self._place / "etc").mkdir(mode=0o711)
+        options = "mode=0711,size=1m,nr_inodes=64"
+        flags = linux.MS_NOSUID | linux.MS_NODEV
+        linux.mount("tmpfs", self._place / "etc", "tmpfs", flags, options)
         self._mount_root()
         binds = [self._bind(index, mount) for index, mount in enumerate(order.mounts)]
         etc = etc_files.engine_binds(str(self._place / "etc"))
@@ -109,8 +115,8 @@ class _Launch:
             mounts=[*binds, *etc],
             tmpfs=tuple(order.tmpfs),
         )
-        told = call.mapped(lambda: self._look(request))
-        prepared = Prepared.from_json(told["prepared"])
+        told = self._look(request)
+        prepared: Prepared = told["prepared"]
         if told["refused"]:
             return {"refused": told["refused"], "program": told["program"]}
         spec = self._spec(prepared, binds, etc, told)
@@ -121,6 +127,8 @@ class _Launch:
         pid = self._create()
         companions: list[int] = []
         ports: list[str] = []
+        # What they leave running would be a child of a worker.
+        call.spent = order.network == "bridge" or bool(order.limits.weak)
         if order.network == "bridge":
             ports = self._network(pid)
         if order.limits.weak:
@@ -172,6 +180,8 @@ class _Launch:
                 clear_away(self._call.room, self._rest())
             if not self._order.upper:
                 shutil.rmtree(self._order.folder, ignore_errors=True)
+            for note in self._order.notes:  # the caller may be gone
+                Path(note).unlink(missing_ok=True)
 
     # --- the root file system ---------------------------------------------------------------
 
@@ -202,14 +212,17 @@ class _Launch:
                 os.close(descriptor)
 
     def _look(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """As root of the ids: make what mounts need, and look at what is there."""
+        """Make what mounts need, and look at what is there."""
+        order = self._order
         root = os.open(self._rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        prepared = prepare_root(root, request)
-        told: dict[str, Any] = {"prepared": prepared.to_json()}
+        owner = (order.uids[0][1], order.gids[0][1]) if self._call.ids is not None else None
+        prepared = prepare_root(root, request, owner)
+        told: dict[str, Any] = {"prepared": prepared}
         told["shell"] = find_program(root, _SHELL, "", prepared.user.uid) == 0
         told["refused"], told["program"] = 0, ""
-        if self._order.check:
+        if order.check:
             told["refused"], told["program"] = self._check(root, prepared)
+        os.close(root)
         return told
 
     def _check(self, root: int, prepared: Prepared) -> tuple[int, str]:
@@ -392,6 +405,7 @@ class _Launch:
         return [str(port) for port in attached.ports]
 
 
+@repeatable
 def clear(call: Call) -> dict[str, Any]:
     """After a sandbox's end: read what it used, remove what is left of it, then its files.
 
@@ -427,7 +441,7 @@ def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
         if cgroups.remove(paths, wait=0):  # something is in it yet
             cgroups.kill(paths)
             cgroups.remove(paths)
-    for mounted in [*sorted((place / "mounts").glob("*")), place / "rootfs"]:
+    for mounted in [*sorted((place / "mounts").glob("*")), place / "etc", place / "rootfs"]:
         with contextlib.suppress(OSError):
             linux.umount(mounted, linux.MNT_DETACH)
     shutil.rmtree(place, ignore_errors=True)
