@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_sandbox.limits import PROFILES, parse_size
+from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS
+from pytest_sandbox.options import BOUNDS
 from pytest_sandbox.settings import SETTINGS, Settings, parse_age
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
@@ -62,6 +64,14 @@ def test_default(rows, setting):
         assert shown == " ".join(default)
     elif setting.kind == "text" and default is not None:
         assert shown == default
+
+
+def test_the_bounds_are_those_of_the_library():
+    text = PAGE.read_text(encoding="utf-8")
+    table = re.findall(r"^\| `([a-z-]+)` \| (\d+[mg]?) \|", text, re.MULTILINE)
+    assert [name for name, _ in table] == list(BOUNDS)
+    for name, shown in table:
+        assert parse_size(shown) == getattr(DEFAULT_BOUNDS, name.replace("-", "_"))
 
 
 def test_the_page_names_nothing_else():
