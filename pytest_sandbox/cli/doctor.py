@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.images.families import Family
     from pytest_sandbox.runtimes.base import Runtime
     from pytest_sandbox.runtimes.detect import Candidate
+    from pytest_sandbox.settings import Settings
 
 
 _INSTALL: Final = {
@@ -85,6 +86,10 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `doctor` says."""
 
     usable: bool
+    runtime: str
+    """The runtime that a run would use; empty for none."""
+    why: str
+    """Why `auto` takes it; empty where it was named."""
     engines: list[Engine]
     oci: list[Probe]
     """What runs sandboxes without a daemon (runc or crun), on Linux."""
@@ -95,13 +100,17 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """Architecture -> why this machine cannot run it and what to do about it."""
     certificates: list[Certificate]
     proxies: dict[str, str]
+    mirrors: dict[str, tuple[str, ...]]
+    """Registry -> servers that are asked before it, from settings and this machine's own files."""
+    plain_http: tuple[str, ...]
+    """The registries, beside loopback, that may be asked by plain http."""
     missing: list[str]
     next_step: str
 
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--runtime", metavar="NAME", help="docker, podman, or a URL of an engine")
+@click.option("--runtime", metavar="NAME", help="oci, docker, podman, or a URL of an engine")
 @click.option("--families", metavar="FILE", help="A families.toml of your own")
 @click.option("--base", multiple=True, metavar="FAMILY=REFERENCE", help="Base image of a family")
 def command(*, as_json: bool, **options: object) -> None:
@@ -114,7 +123,7 @@ def command(*, as_json: bool, **options: object) -> None:
     from pytest_sandbox.cli.project import cli_settings
 
     settings = cli_settings(**options)
-    found = diagnose(os.environ, families_of(settings), settings.runtime)
+    found = diagnose(os.environ, families_of(settings), settings)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
@@ -124,22 +133,25 @@ def command(*, as_json: bool, **options: object) -> None:
 
 
 def diagnose(
-    environ: Mapping[str, str], families: Mapping[str, Family], runtime: str = "auto"
+    environ: Mapping[str, str], families: Mapping[str, Family], settings: Settings
 ) -> Diagnosis:
     """Look at everything: engines are asked, what works without one is tried."""
     from pytest_sandbox.provision.bootstrap import bootstrap_tool, emulation_problem
     from pytest_sandbox.provision.certificates import extra_certificates
     from pytest_sandbox.provision.proxies import proxy_environment
-    from pytest_sandbox.runtimes.detect import survey
+    from pytest_sandbox.runtimes.detect import choose_runtime, survey
+    from pytest_sandbox.runtimes.oci.registry_settings import servers
 
-    engines = [_engine(one) for one in survey(environ)]
+    engines = [_engine(one) for one in survey(environ, settings)]
     missing, steps = [], []
-    chosen: Runtime | None = None
+    chosen, why = None, ""
     try:
-        chosen = _chosen(runtime, environ)
+        choice = choose_runtime(settings.runtime, environ, settings)
+        chosen, why = choice.runtime, choice.why
     except SandboxError as wrong:
         missing.append(wrong.what)
-        steps.append(_start_an_engine(environ) or wrong.next_step)
+        own = wrong.next_step if sys.platform.startswith("linux") else ""
+        steps.append(own or _start_an_engine(environ) or wrong.next_step)
     arch = (*chosen.info().arches, host_arch())[0] if chosen else host_arch()
     bases = _bases(chosen, families, arch) if chosen else []
     tool = bootstrap_tool() or ""
@@ -154,17 +166,22 @@ def diagnose(
         steps.append("pytest --sandbox (the first run pulls or makes the bases)")
     elif chosen:
         steps.append("pytest --sandbox")
+    mirrors, plain = servers(settings, environ)
     problems = {other: emulation_problem(other) for other in ("amd64", "arm64")}
     return Diagnosis(
         usable=chosen is not None,
+        runtime=chosen.info().name if chosen else "",
+        why=why,
         engines=engines,
-        oci=_oci(environ),
+        oci=_oci(environ, settings),
         bases=bases,
         host=f"linux/{host_arch()}/{host_family() or 'unknown'}",
         bootstrap_tool=tool,
         cannot_run={name: f"{why[0]}; {why[1]}" for name, why in problems.items() if why},
         certificates=[_certificate(pem) for pem in extra_certificates(environ)],
         proxies={name: masked(text) for name, text in proxy_environment(environ).items()},
+        mirrors=mirrors,
+        plain_http=plain,
         missing=missing,
         next_step=steps[0] if steps else "",
     )
@@ -186,6 +203,8 @@ def report(found: Diagnosis) -> list[str]:
             f"{engine.cpus} CPUs, {engine.memory / 1e9:.1f} GB, {engine.storage}, {limit}"
         )
         lines += [f"       note: {note}" for note in engine.notes]
+    if found.usable:
+        lines += ["", f"Runtime: {found.runtime}" + (f" ({found.why})" if found.why else "")]
     if found.oci:
         lines += ["", "Without a daemon:"]
     for probe in found.oci:
@@ -207,15 +226,13 @@ def report(found: Diagnosis) -> list[str]:
     lines += [f"  {name}" for name in names]
     shown = {name: text for name, text in found.proxies.items() if name.islower()}
     lines.append(f"Proxies: {', '.join(f'{n}={t}' for n, t in shown.items()) or 'none'}")
+    for registry, urls in found.mirrors.items():
+        lines.append(f"Mirrors of {registry}: {', '.join(urls)}")
+    if found.plain_http:
+        lines.append(f"Asked by plain http: {', '.join(found.plain_http)}")
     lines += ["", *(f"Missing: {what}" for what in found.missing)]
     lines.append(f"Next step: {found.next_step or 'nothing'}")
     return lines
-
-
-def _chosen(runtime: str, environ: Mapping[str, str]) -> Runtime:
-    from pytest_sandbox.runtimes.detect import find_runtime
-
-    return find_runtime(runtime, environ)
 
 
 def _start_an_engine(environ: Mapping[str, str]) -> str:
@@ -230,7 +247,7 @@ def _start_an_engine(environ: Mapping[str, str]) -> str:
     return _INSTALL.get(host_family(), "")
 
 
-def _oci(environ: Mapping[str, str]) -> list[Probe]:
+def _oci(environ: Mapping[str, str], settings: Settings) -> list[Probe]:
     """The probes of sandboxes without a daemon, all of them tried anew."""
     if not sys.platform.startswith("linux"):
         return []
@@ -242,8 +259,15 @@ def _oci(environ: Mapping[str, str]) -> list[Probe]:
 
     supervisor = Supervisor(find_ids)
     try:
-        store = Store(data_folder(environ) / "oci", supervisor)
-        host = probe_all(store, environ=environ, fresh=True, thorough=True)
+        store = Store(data_folder(environ) / "oci", supervisor, settings.oci_snapshotter)
+        host = probe_all(
+            store,
+            engine=settings.oci_engine.removeprefix("auto"),
+            snapshotter=settings.oci_snapshotter,
+            environ=environ,
+            fresh=True,
+            thorough=True,
+        )
     except SandboxError as wrong:
         return [Probe(id="store", ok=False, what=wrong.what, next_step=wrong.next_step, fatal=True)]
     finally:
