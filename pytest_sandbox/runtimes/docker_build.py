@@ -30,6 +30,8 @@ _STEP: Final = re.compile(r"step (\d+/\d+)\s*: (.*)", re.IGNORECASE)
 _RUNNING: Final = re.compile(r" ---> Running in ([0-9a-f]{12,64})")
 _LAYER: Final = re.compile(r" ---> ([0-9a-f]{12,64})$")
 _STATUS: Final = re.compile(r"returned a non-zero code: (\d+)|exit status (\d+)|exit code:? (\d+)")
+_STDERR: Final = "\x1b[91m"
+"""The colour that Docker gives to each piece of stderr."""
 _HASH: Final = re.compile(re.escape(HASH_LABEL) + r'="?([0-9a-f]{8,64})')
 
 
@@ -46,6 +48,8 @@ class _Progress:
     image: str = ""
     error: str = ""
     code: int | None = None
+    rest: str = ""
+    """A line of stderr that is not whole yet: programs write it in pieces."""
 
 
 def build(
@@ -164,10 +168,16 @@ def _note(progress: _Progress, event: Mapping[str, Any], say: Callable[[str], No
     aux = event.get("aux")
     if isinstance(aux, dict) and aux.get("ID"):
         progress.image = str(aux["ID"])
-    for line in COLOUR.sub("", str(event.get("stream") or "")).splitlines():
+    stream = str(event.get("stream") or "")
+    text = COLOUR.sub("", stream)
+    if stream.startswith(_STDERR):
+        whole, newline, rest = (progress.rest + text).rpartition("\n")
+        progress.rest, text = rest, whole + newline
+    for line in text.splitlines():
         if step := _STEP.fullmatch(line.rstrip()):
             progress.step, progress.command = step[1], step[2]
             progress.step_lines.clear()
+            progress.rest = ""
             say(f"step {step[1]}: {step[2]}")
         elif running := _RUNNING.match(line):
             progress.containers.append(running[1])
@@ -181,6 +191,9 @@ def _note(progress: _Progress, event: Mapping[str, Any], say: Callable[[str], No
 
 
 def _failure(request: BuildRequest, progress: _Progress, *, timed_out: bool) -> BuildFailed:
+    if progress.rest.strip():
+        progress.lines.append(progress.rest.rstrip())
+        progress.step_lines.append(progress.rest.rstrip())
     if timed_out:
         lines = progress.step_lines or progress.lines
         return took_too_long(

@@ -147,14 +147,16 @@ def test_progress_of_a_build():
         {"stream": " ---> 0123456789ab\n"},
         {"stream": "Step 2/2 : RUN \x1b[91mx\n"},
         {"stream": " ---> Running in ba9876543210\n"},
-        {"stream": "\x1b[91mbad\x1b[0m\n"},
+        {"stream": "\x1b[91mE: \x1b[0m"},
+        {"stream": "said meanwhile\n"},
+        {"stream": "\x1b[91mbad\n\x1b[0m"},
         {"errorDetail": {"code": 7, "message": "m"}, "error": "returned a non-zero code: 7"},
     ):
         _note(progress, event, said.append)
     assert said[0] == "step 1/2: FROM debian"
     assert progress.containers == ["ba9876543210"]
     assert progress.layers == ["0123456789ab"]
-    assert list(progress.step_lines) == ["bad"]
+    assert list(progress.step_lines) == ["said meanwhile", "E: bad"]
     assert progress.code == 7
 
 
