@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pytest_sandbox.errors import InvalidImage, UsageError
-from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS
+from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
 from pytest_sandbox.oci.bundle import NO_OPTIONS, BundleOptions, ContainerBundle, make_bundle
 from pytest_sandbox.oci.config import ImageConfig, parse_image_config
 from pytest_sandbox.oci.digests import digest_of
@@ -100,6 +100,7 @@ class LayoutSource:
     name: str = ""
     platform: Platform | None = None
     options: BundleOptions = NO_OPTIONS
+    bounds: Bounds = DEFAULT_BOUNDS
 
     @property
     def caller(self) -> Caller:
@@ -112,11 +113,13 @@ class LayoutSource:
         from pytest_sandbox.oci.layout_files import open_files
 
         with self.store.work() as work:
-            files = open_files(self.path, work.folder, DEFAULT_BOUNDS)
-            found = layout.entries(files)
+            files = open_files(self.path, work.folder, self.bounds)
+            found = layout.entries(files, self.bounds)
             entry = _chosen(self.path, self.name, {e.name or e.descriptor.digest: e for e in found})
             reference = entry.reference() or _made_up(entry.descriptor.digest)
-            return layout.load_entry(self.store, files, entry, reference, platform=self.platform)
+            return layout.load_entry(
+                self.store, files, entry, reference, platform=self.platform, bounds=self.bounds
+            )
 
     def fill(self, tree: int) -> ImageConfig:
         """See TreeSource."""
@@ -135,6 +138,7 @@ class DockerArchiveSource:
     store: Store
     name: str = ""
     options: BundleOptions = NO_OPTIONS
+    bounds: Bounds = DEFAULT_BOUNDS
 
     @property
     def caller(self) -> Caller:
@@ -147,16 +151,18 @@ class DockerArchiveSource:
         from pytest_sandbox.oci.layout_files import open_files, read_file
 
         with self.store.work() as work:
-            files = open_files(self.path, work.folder, DEFAULT_BOUNDS)
+            files = open_files(self.path, work.folder, self.bounds)
             named = {
                 str(name): entry
-                for entry in docker_archive.entries(files)
+                for entry in docker_archive.entries(files, self.bounds)
                 for name in entry.references or (entry.config,)
             }
             entry = _chosen(self.path, self.name, named)
-            digest = digest_of(read_file(files, entry.config, DEFAULT_BOUNDS.config))
+            digest = digest_of(read_file(files, entry.config, self.bounds.config))
             reference = entry.references[0] if entry.references else _made_up(digest)
-            return docker_archive.load_entry(self.store, files, entry, reference)
+            return docker_archive.load_entry(
+                self.store, files, entry, reference, bounds=self.bounds
+            )
 
     def fill(self, tree: int) -> ImageConfig:
         """See TreeSource."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.errors import InvalidImage, UsageError
+from pytest_sandbox.oci.bounds import Bounds
 from pytest_sandbox.oci.sources import DockerArchiveSource, ImageSource, LayoutSource
 from pytest_sandbox.oci.store import Store
 from tests.oci.bundles.conftest import remove_as_root
@@ -126,6 +127,13 @@ def test_one_of_several(made: Made, tmp_path: Path, place: Path, store: Store) -
         assert LayoutSource(folder, store, name).image().config["config"]["Cmd"] == ["other"]
 
 
+def test_sources_have_bounds(made: Made, tmp_path: Path, place: Path, store: Store) -> None:
+    folder = write_layout(tmp_path / "layout", (NAME, made))
+    with pytest.raises(InvalidImage, match="has 2 layers; at most 1 are taken"):
+        LayoutSource(folder, store, bounds=Bounds(layers=1)).prepare(place / "a")
+    assert store.images() == []
+
+
 def test_damaged_layout(made: Made, tmp_path: Path, place: Path, store: Store) -> None:
     folder = write_layout(tmp_path / "layout", (NAME, made))
     largest = max((folder / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
@@ -152,3 +160,5 @@ def test_docker_archive(made: Made, tmp_path: Path, place: Path, store: Store) -
     assert str(store.images()[0].reference) == NAME
     with pytest.raises(UsageError, match="has no image"):
         DockerArchiveSource(archive, store, "nothing").image()
+    with pytest.raises(InvalidImage, match="lists 2 layers; at most 1 are taken"):
+        DockerArchiveSource(archive, store, bounds=Bounds(layers=1)).image()
