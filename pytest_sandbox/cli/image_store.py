@@ -143,26 +143,27 @@ def pull_command(
     **options: object,
 ) -> None:
     """Pull an image from a registry and unpack it."""
+    from pytest_sandbox.oci.applying import warm_up
     from pytest_sandbox.oci.progress import display
-    from pytest_sandbox.oci.pull import pull
 
-    name = _reference(reference)
+    name, wanted = _reference(reference), _platform(platform)
     settings = cli_settings(**options)
-    with (
-        open_store(settings) as store,
-        display(sys.stderr, quiet=quiet) as shown,
-        _registry(settings, shown.say) as registry,
-    ):
-        image = pull(
-            name,
-            store=store,
-            registry=registry,
-            platform=_platform(platform),
-            policy=policy,  # type: ignore[arg-type]  # one of the choices
-            keep_blobs=not no_archives,
-            bounds=registry.bounds,
-            display=shown,
-        )
+    with open_store(settings) as store, display(sys.stderr, quiet=quiet) as shown:
+        if policy != "never" and store.image(name, wanted) is None:
+            warm_up(store)  # it starts while the client of registries is loaded
+        from pytest_sandbox.oci.pull import pull
+
+        with _registry(settings, shown.say) as registry:
+            image = pull(
+                name,
+                store=store,
+                registry=registry,
+                platform=wanted,
+                policy=policy,  # type: ignore[arg-type]  # one of the choices
+                keep_blobs=not no_archives,
+                bounds=registry.bounds,
+                display=shown,
+            )
     click.echo(_told(image))
 
 
@@ -354,14 +355,3 @@ def verify_command(references: Sequence[str]) -> None:
     if found.damage:
         _say("next: pull or import those images again")
     sys.exit(1 if found.damage else 0)
-
-
-VERBS: Final[tuple[click.Command, ...]] = (
-    pull_command,
-    push_command,
-    import_command,
-    export_command,
-    unpack_command,
-    rm_command,
-    verify_command,
-)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageUnavailable, InvalidImage, SandboxError
 from pytest_sandbox.oci.applying import apply_packed
+from pytest_sandbox.oci.bounds import STORED
 from pytest_sandbox.oci.store import open_folder
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class _Check:
                         lowers,
                         name=what,
                         diff_id=layer.diff_id,
+                        bounds=STORED,
                     )
                 same = self._digest(pending / "diff") == self._digest(there.diff)
             except InvalidImage as wrong:
