@@ -1,4 +1,4 @@
-"""`python -m benchmarks [collect|startup|sandbox|registry|pull] [--rounds N] [--json]`."""
+"""`python -m benchmarks [NAME...] [--rounds N] [--json]`: one or several of NAMES, or all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from benchmarks.contest import Contest
 
-NAMES = ("collect", "startup", "sandbox", "registry", "pull")
+NAMES = ("collect", "startup", "sandbox", "registry", "pull", "containers")
 
 
 def arguments(argv: Sequence[str] | None, names: Sequence[str] = NAMES) -> argparse.Namespace:

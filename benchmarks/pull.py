@@ -29,6 +29,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.contest import Bar, Contest, environment, interleave, run_process
+from benchmarks.debian import base_tar
 
 if TYPE_CHECKING:
     import argparse
@@ -57,8 +58,8 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
     rounds = given.rounds or 5
     with ExitStack() as stack:
         temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pull-", dir="/tmp")))
-        field = Field(stack, temp, given.image or "")
-        base = field.base_tar()
+        field = Field(stack, temp)
+        base = base_tar(given.image or "")
         for title, more in (("a Debian base", []), ("400 MB in five layers", field.upper(base))):
             names = [field.publish(base, more, number) for number in range(rounds + 1)]
             layers = f"{1 + len(more)} layers" if more else "1 layer"
@@ -69,11 +70,10 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
 class Field:
     """The registry, and the candidates with folders of their own; all ends with `stack`."""
 
-    def __init__(self, stack: ExitStack, temp: Path, image: str) -> None:
+    def __init__(self, stack: ExitStack, temp: Path) -> None:
         from pytest_sandbox.oci.registry import Registry
 
         self.temp = temp
-        self.image = image
         self.skipped: dict[str, str] = {}
         self.stack = stack
         (temp / "registry").mkdir()
@@ -84,21 +84,6 @@ class Field:
         self.numbers = itertools.count()
 
     # --- images -----------------------------------------------------------------------------
-
-    def base_tar(self) -> bytes:
-        """The plain tar of the Debian base, all its layers in one, from docker."""
-        from pytest_sandbox.images.families import load_families
-
-        image = self.image or load_families()["debian"].image
-        made = subprocess.run(["docker", "create", image, "true"], capture_output=True, check=False)
-        if made.returncode:
-            sys.exit(f"pull: docker has no {image}: {made.stderr.decode().strip()}")
-        name = made.stdout.decode().strip()
-        try:
-            done = subprocess.run(["docker", "export", name], capture_output=True, check=True)
-        finally:
-            subprocess.run(["docker", "rm", name], capture_output=True, check=True)
-        return done.stdout
 
     def upper(self, base: bytes) -> list[tuple[bytes, bytes]]:
         """The other layers of the large image, plain and packed."""
