@@ -11,6 +11,7 @@ from pytest_sandbox.oci.bounds import DEFAULT_BOUNDS, Bounds
 from pytest_sandbox.oci.manifests import diff_ids, parse_config
 from pytest_sandbox.oci.platforms import Platform, host_platform, normalise
 from pytest_sandbox.oci.progress import Silent
+from pytest_sandbox.oci.restoring import restore
 from pytest_sandbox.oci.unpacking import LayerSource
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def pull(
 
     Policy `missing` asks the registry only if the image is not in the store, `always` asks whether
     it has changed, `never` does not ask. Without `keep_blobs` the packed layers are not kept: the
-    image can then be neither pushed nor exported. Raises ImageUnavailable and its kin.
+    image can then be neither pushed nor exported. An image whose layers cannot be used now is
+    unpacked again from its archives, where they are here. Raises ImageUnavailable and its kin.
     """
     if policy not in POLICIES:
         msg = f"{policy!r} is no pull policy"
@@ -52,6 +54,13 @@ def pull(
     if there is not None and policy != "always":
         store.touch(there)
         return there
+    if policy != "always":
+        with store.locks.held("image", f"{reference}\n{wanted}", reference.familiar, shown.say):
+            there = store.image(reference, wanted)  # another process may have been quicker
+            there = there or restore(store, reference, wanted, say=shown.say)
+        if there is not None:
+            store.touch(there)
+            return there
     if policy == "never":
         msg = f"{reference.familiar} for {wanted} is not in the store, and is not to be pulled"
         raise ImageUnavailable(

@@ -13,6 +13,7 @@ from pytest_sandbox.images.name import HASH_LABEL
 from pytest_sandbox.oci.images import Image, ImageLayer, rfc3339
 from pytest_sandbox.oci.platforms import Platform, host_platform, normalise
 from pytest_sandbox.oci.reference import Reference, parse_reference
+from pytest_sandbox.oci.restoring import restore
 from pytest_sandbox.oci.store import Layer, open_folder
 from pytest_sandbox.runtimes.base import ImageInfo
 from pytest_sandbox.runtimes.owner import LABEL
@@ -36,7 +37,7 @@ def stored(store: Store, reference: str, arch: str = "") -> Image | None:
     """
     name = parse_reference(reference)
     wanted = platform_for(arch) if arch else host_platform()
-    found = store.image(name, normalise(wanted))
+    found = store.image(name, normalise(wanted)) or restore(store, name, normalise(wanted))
     if found is not None or arch:
         return found
     for image in store.images():

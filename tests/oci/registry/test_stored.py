@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pytest_sandbox.errors import ImageUnavailable
@@ -50,6 +52,21 @@ def test_what_is_there_is_used_with_no_request(server, take, made):
     take("always")
     assert [each.method for each in server.requests("/manifests/")][-1] == "HEAD"
     assert len(server.requests("/blobs/")) == 4
+
+
+@pytest.mark.parametrize("policy", ["missing", "never"])
+def test_layers_of_an_earlier_boot_are_unpacked_again_with_no_request(server, take, store, policy):  # noqa: F811
+    image = take()
+    for key in image.keys:
+        record = store.layers.record(key).folder / "layer.json"
+        told = json.loads(record.read_text())
+        record.write_text(json.dumps(told | {"boot": "another", "synced": False}))
+    assert take.recorded() is None
+    asked = len(server.log)
+    again = take(policy)
+    assert (again.keys, again.index, again.digest) == (image.keys, image.index, image.digest)
+    assert take.recorded() is not None
+    assert len(server.log) == asked
 
 
 def test_never_asks_nobody(server, take):
