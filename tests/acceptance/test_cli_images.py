@@ -23,8 +23,10 @@ from pytest_sandbox.runtimes.base import SandboxSpec
 from pytest_sandbox.runtimes.bases import ensure_base
 from pytest_sandbox.runtimes.kept import KEPT, keep
 from pytest_sandbox.runtimes.last_use import cached_images
+from pytest_sandbox.runtimes.oci.containers.folder import Containers
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target, host_arch
+from tests.acceptance.leftovers import on
 
 DEBIAN = Target("linux", host_arch(), "debian")
 TOOL = (sys.executable, "-m", "pytest_sandbox.cli")
@@ -124,7 +126,8 @@ def test_doctor_finds_the_engine(engine):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["usable"] is True
-    used = next(one for one in found["engines"] if one["usable"])
+    used = next(one for one in found["engines"] if one["runtime"] == engine.name)
+    assert used["usable"] is True
     assert used["version"] == engine.info().version
     assert host_arch() in used["arches"]
     assert used["cgroups"] in {"v1", "v2"}
@@ -135,7 +138,9 @@ def test_doctor_finds_the_engine(engine):
     assert text.count("Next step:") == 1
 
 
-def test_doctor_without_an_engine(tmp_path):
+@on["docker"]
+def test_doctor_without_an_engine(tmp_path, engine):
+    assert engine.name == "docker"  # what the command is told to use, and does not find
     env = {"DOCKER_HOST": f"unix://{tmp_path}/none.sock", "HTTPS_PROXY": "http://u:hunter22@p:1"}
     done = tool("doctor", env=env)
     assert done.returncode == 1
@@ -162,8 +167,11 @@ def kept(engine):
     engine.remove_image(f"{KEPT}:{identity}")
 
 
-def containers(engine, identity):
-    return engine.client.containers(all=True, filters={"ancestor": f"{KEPT}:{identity}"})
+def sandboxes(engine, identity):
+    """What is there of a kept image's shells."""
+    if engine.name == "docker":
+        return engine.client.containers(all=True, filters={"ancestor": f"{KEPT}:{identity}"})
+    return [one for one in Containers(engine.store.root).all() if identity in one.record.image]
 
 
 def test_shell_runs_a_script_without_a_terminal(kept, engine):
@@ -171,7 +179,7 @@ def test_shell_runs_a_script_without_a_terminal(kept, engine):
     assert done.returncode == 7
     assert done.stdout == "/srv/here\ncontent\nhello there\n"
     assert done.stderr == "wrong\n"
-    assert containers(engine, kept) == []
+    assert sandboxes(engine, kept) == []
     tool("shell", kept, stdin="rm file\n")
     assert tool("shell", kept, stdin="cat file\n").stdout == "content\n"
     many = tool("shell", kept, stdin="seq 1 100000\n").stdout.split()
@@ -213,7 +221,7 @@ def test_shell_has_a_terminal(kept, engine):
         assert termios.tcgetattr(terminal)[3] == before[3]
     finally:
         os.close(terminal)
-    assert containers(engine, kept) == []
+    assert sandboxes(engine, kept) == []
 
 
 def _until(terminal, text):
