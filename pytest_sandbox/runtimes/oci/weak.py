@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.errors import Blame, RuntimeUnavailable
 from pytest_sandbox.oci import linux
 from pytest_sandbox.runtimes.oci.members import members
 
@@ -42,12 +43,17 @@ def rlimits(limits: LimitOrder) -> dict[str, int]:
 def impose(pid: int, limits: LimitOrder, counters: int) -> list[int]:
     """Put the weaker limits on the sandbox of `pid`, which waits to be started; the watcher's pid.
 
-    `counters` is the file that the watcher writes COUNTERS into.
+    `counters` is the file that the watcher writes COUNTERS into. Raises RuntimeUnavailable if the
+    limit of CPUs cannot be set.
     """
     if "cpus" in limits.weak and limits.cpus is not None:
-        usable = sorted(os.sched_getaffinity(0))
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(pid, usable[: max(1, math.ceil(limits.cpus))])
+        usable = sorted(os.sched_getaffinity(0))[: max(1, math.ceil(limits.cpus))]
+        try:
+            os.sched_setaffinity(pid, usable)
+        except OSError as exc:
+            msg = f"the limit of {limits.cpus:g} CPUs cannot be set by affinity: {exc.strerror}"
+            step = "leave the limit of CPUs out, or use a machine whose control groups set it"
+            raise RuntimeUnavailable(msg, blame=Blame.HOST, next_step=step) from exc
     memory = limits.memory if "memory" in limits.weak else None
     pids = limits.pids if "pids" in limits.weak else None
     if memory is None and pids is None:
