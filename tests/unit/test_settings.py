@@ -82,7 +82,7 @@ def test_pytest_refuses_an_unknown_runtime_before_it_collects(pytester: pytest.P
     result = pytester.runpytest_subprocess("--sandbox-runtime=dokcer", "-p", "no:cacheprovider")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["ERROR: --sandbox-runtime: unknown runtime 'dokcer'; next: use one of auto, oci, docker, *"]
+        ["ERROR: --sandbox-runtime: unknown runtime 'dokcer'; next: use one of auto, oci, *"]
     )
 
 
