@@ -37,13 +37,18 @@ def add_image(
 
     `config` are the verified bytes; `sources` its layers, bottom first. Without `manifest` one is
     made when the image is exported or pushed. `index` is the digest that the reference had where
-    it comes from. For the others see `unpack_layers`. Raises InvalidImage, SandboxError.
+    it comes from. A reference with a digest has to be that one's.
+    For the others see `unpack_layers`. Raises InvalidImage, SandboxError.
     """
     parsed = parse_config(config, bounds)
     diffs = diff_ids(parsed, layers=len(sources))
     if diffs != tuple(source.diff_id for source in sources):
         msg = f"{reference.familiar}: its layers are not those that its config lists"
         raise InvalidImage(msg)
+    own = "" if manifest is None else manifest.digest
+    if reference.digest and reference.digest not in (own, index):
+        msg = f"{reference.familiar}: what comes under this name is {index or own or 'without one'}"
+        raise InvalidImage(msg, next_step="give it a name with a tag")
     platform = normalise(config_platform(parsed))
     layers, work = unpack_layers(
         store,
@@ -55,8 +60,7 @@ def add_image(
         say=say,
     )
     with work:
-        digest = "" if manifest is None else manifest.digest
-        work.protect(blobs=[digest] if digest else [])
+        work.protect(blobs=[own] if own else [])
         config_digest = store.blobs.put(config)
         if manifest is not None:
             store.blobs.put(manifest.raw)
@@ -71,8 +75,8 @@ def add_image(
             Image(
                 reference=reference,
                 platform=platform,
-                digest=digest,
-                index=index or digest,
+                digest=own,
+                index=index or own,
                 config=parsed,
                 raw=config,
                 config_digest=config_digest,

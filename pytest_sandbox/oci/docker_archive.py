@@ -91,7 +91,7 @@ def load_entry(
         file_source(files, name, _describe(files, name), diff_id)
         for name, diff_id in zip(entry.layers, diffs, strict=True)
     ]
-    return add_image(store, reference, config, sources, bounds=bounds, say=say)
+    return add_image(store, reference, config, sources, refetch=True, bounds=bounds, say=say)
 
 
 def _describe(files: Files, name: str) -> Descriptor:

@@ -115,6 +115,7 @@ def load_entry(
         ],
         manifest=manifest,
         index=entry.descriptor.digest,
+        refetch=True,  # each archive is kept, also of a layer that is unpacked already
         bounds=bounds,
         say=say,
     )

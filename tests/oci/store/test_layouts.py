@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 
@@ -16,6 +15,7 @@ from pytest_sandbox.errors import ImageUnavailable, InvalidImage, UsageError
 from pytest_sandbox.oci.exporting import export_image
 from pytest_sandbox.oci.importing import import_images
 from pytest_sandbox.oci.reference import parse_reference
+from tests.oci.requiring import program
 from tests.oci.store.making import BASE, SECOND, THIRD, Made, sha, tar
 from tests.oci.store.seeing import diffs, left_over, listing
 
@@ -89,8 +89,7 @@ def test_layout_out_and_in_again_is_the_same_image(store, supervisor, tmp_path, 
 
 def test_skopeo_and_umoci_read_our_layout(store, tmp_path):
     for tool in ("skopeo", "umoci"):
-        if not shutil.which(tool):
-            pytest.skip(f"{tool} is not installed")
+        program(tool)
     (image,) = import_images(store, MADE.layout(tmp_path / "layout"), NAME)
     export_image(store, image, tmp_path / "out", "oci")
     done = subprocess.run(
@@ -241,6 +240,26 @@ def test_names_are_asked_for_where_there_are_none(store, tmp_path):
         import_images(store, folder, NAME)
     (image,) = import_images(store, folder, parse_reference("example.org/app:v2"))
     assert image.digest == MADE.digest
+
+
+def test_a_name_with_a_digest_is_that_image(store, tmp_path):
+    folder = MADE.layout(tmp_path / "layout")
+    with pytest.raises(InvalidImage, match="what comes under this name is sha256:"):
+        import_images(store, folder, parse_reference(f"example.org/app@sha256:{'0' * 64}"))
+    with pytest.raises(InvalidImage, match="without one"):
+        archive = docker_archive(tmp_path / "a.tar")
+        import_images(store, archive, parse_reference(f"example.org/app@{MADE.digest}"))
+    assert store.images() == []
+    (image,) = import_images(store, folder, parse_reference(f"example.org/app@{MADE.digest}"))
+    assert image.digest == MADE.digest
+
+
+def test_archives_are_kept_of_layers_that_were_unpacked_from_others(store, tmp_path):
+    import_images(store, docker_archive(tmp_path / "a.tar", tags=("plain:1",)))
+    again = Made(BASE, BASE, SECOND)  # the same layers, packed
+    (image,) = import_images(store, again.layout(tmp_path / "layout"), NAME)
+    export_image(store, image, tmp_path / "out.tar", form="oci")
+    assert all(store.blobs.has(layer.blob.digest) for layer in image.layers)
 
 
 def test_exports_do_not_overwrite_folders(store, tmp_path):
