@@ -71,7 +71,7 @@ def test_known_runtimes_and_addresses(name):
 
 
 def test_an_unknown_runtime_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"unknown runtime 'dokcer'; next: use one of auto, oci, dock"):
+    with pytest.raises(UsageError, match=r"unknown runtime 'dokcer'; next: use one of auto, oci"):
         read({"runtime": "dokcer"})
     assert read({"runtime": "mine"}, any_runtime=True).runtime == "mine"
 

@@ -246,8 +246,8 @@ def test_a_name_with_a_digest_is_that_image(store, tmp_path):
     folder = MADE.layout(tmp_path / "layout")
     with pytest.raises(InvalidImage, match="what comes under this name is sha256:"):
         import_images(store, folder, parse_reference(f"example.org/app@sha256:{'0' * 64}"))
+    archive = docker_archive(tmp_path / "a.tar")
     with pytest.raises(InvalidImage, match="without one"):
-        archive = docker_archive(tmp_path / "a.tar")
         import_images(store, archive, parse_reference(f"example.org/app@{MADE.digest}"))
     assert store.images() == []
     (image,) = import_images(store, folder, parse_reference(f"example.org/app@{MADE.digest}"))

@@ -86,7 +86,7 @@ def test_without_a_current_context_the_usual_sockets_count(config: Path, text: s
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(UsageError, match=r"unknown runtime 'dokcer'; next: use one of auto, oci, dock"):
+    with pytest.raises(UsageError, match=r"unknown runtime 'dokcer'; next: use one of auto, oci"):
         find_runtime("dokcer", {})
 
 
