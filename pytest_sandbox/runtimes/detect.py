@@ -76,6 +76,9 @@ def _named(name: str, environ: Mapping[str, str], settings: Settings | None) -> 
 
         return FakeRuntime()
     if name == "oci":
+        from pytest_sandbox.runtimes.oci.elsewhere import need_linux
+
+        need_linux()
         from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 
         return OciRuntime(environ=environ, settings=settings)
@@ -95,9 +98,10 @@ def _named(name: str, environ: Mapping[str, str], settings: Settings | None) -> 
 
 
 def _first(environ: Mapping[str, str], settings: Settings | None) -> Choice:
-    own = _named("oci", environ, settings)
+    own: Runtime | None = None
     weak: RuntimeInfo | None = None
     try:
+        own = _named("oci", environ, settings)
         info = own.info()
         if not info.weak_limits:
             return Choice(own, "no daemon is needed, and limits can be set")
@@ -109,14 +113,16 @@ def _first(environ: Mapping[str, str], settings: Settings | None) -> Choice:
         engine = _named("docker", environ, settings)
         engine.info()
     except RuntimeUnavailable as missing:
-        if weak is not None and not _refuses_weak(settings):
+        if own is not None and weak is not None and not _refuses_weak(settings):
             names = ", ".join(weak.weak_limits)
             return Choice(own, f"weaker limits for {names}, but no Docker or Podman answers")
-        own.close()
+        if own is not None:
+            own.close()
         msg = f"{missing.what}; and {why}"
         step = step or missing.next_step or "run pytest-sandbox doctor"
         raise RuntimeUnavailable(msg, next_step=step) from missing
-    own.close()
+    if own is not None:
+        own.close()
     return Choice(engine, why)
 
 
@@ -180,11 +186,12 @@ def survey(environ: Mapping[str, str], settings: Settings | None = None) -> list
 
 def _own(environ: Mapping[str, str], settings: Settings | None) -> Candidate:
     """The runtime without a daemon."""
-    runtime = _named("oci", environ, settings)
     try:
-        info = runtime.info()
+        runtime = _named("oci", environ, settings)
+        try:
+            info = runtime.info()
+        finally:
+            runtime.close()
     except SandboxError as wrong:
         return Candidate("oci", "", "this machine", None, wrong.what, wrong.next_step)
-    finally:
-        runtime.close()
     return Candidate("oci", info.endpoint, "this machine", info)

@@ -1,8 +1,8 @@
 """Where a Docker-compatible engine may answer: explicit endpoint, DOCKER_HOST, contexts, the usual
 sockets.
 
-Pure but for reading Docker's own configuration files; nothing is connected here, and no environment
-is written.
+Only reads: Docker's own configuration files, and which virtual machines of Lima and Colima have
+sockets. Nothing is connected here, and no environment is written.
 """
 
 from __future__ import annotations
@@ -63,13 +63,33 @@ def default_sockets(environ: Mapping[str, str]) -> list[Endpoint]:
             (f"{home}/.docker/run/docker.sock", "Docker Desktop"),
             (f"{home}/.docker/desktop/docker.sock", "Docker Desktop"),
             (f"{home}/.colima/default/docker.sock", "Colima"),
+            *_colima_profiles(Path(home)),
             (f"{home}/.rd/docker.sock", "Rancher Desktop"),
             (f"{home}/.orbstack/run/docker.sock", "OrbStack"),
         ]
+    lima = environ.get("LIMA_HOME") or (f"{home}/.lima" if home else "")
+    paths += _lima_machines(lima, "docker")
     if runtime:
         paths.append((f"{runtime}/podman/podman.sock", "rootless Podman"))
+    paths += _lima_machines(lima, "podman")
     paths.append(("/run/podman/podman.sock", "Podman"))
     return [Endpoint(f"unix://{path}", source, named=False) for path, source in paths]
+
+
+def _colima_profiles(home: Path) -> list[tuple[str, str]]:
+    """The sockets of the profiles that somebody made beside `default`."""
+    found = sorted((home / ".colima").glob("*/docker.sock"))
+    return [
+        (str(path), f"Colima {path.parent.name}") for path in found if path.parent.name != "default"
+    ]
+
+
+def _lima_machines(folder: str, engine: str) -> list[tuple[str, str]]:
+    """The sockets that Lima forwards out of its virtual machines, by name of the machine."""
+    if not folder:
+        return []
+    found = sorted(Path(folder).glob(f"*/sock/{engine}.sock"))
+    return [(str(path), f"Lima {path.parent.parent.name}") for path in found]
 
 
 def _with_tls(url: str, source: str, environ: Mapping[str, str]) -> Endpoint:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci.ids import find_ids
 from pytest_sandbox.oci.probes import probe_all
 from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.supervisor import Supervisor
 from pytest_sandbox.runtimes.base import RuntimeInfo
+from pytest_sandbox.runtimes.oci.elsewhere import need_linux
 from pytest_sandbox.runtimes.oci.order import Order
 from pytest_sandbox.targets import arch_from_machine
 
@@ -109,9 +108,7 @@ def find_machine(
 
     With `engine`, the one that was asked for, and no other.
     """
-    if not sys.platform.startswith("linux"):
-        msg = "sandboxes without a daemon need Linux"
-        raise RuntimeUnavailable(msg, next_step="use Docker or Podman, or a Linux machine")
+    need_linux()
     supervisor = Supervisor(find_ids, lasting=lasting)
     try:
         supervisor.ids  # noqa: B018 - without ids nothing works: it is told here
