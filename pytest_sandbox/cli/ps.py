@@ -40,6 +40,7 @@ def description(one: Container) -> dict[str, Any]:
 
     found = one.record.document()
     owner = found.pop("owner")
+    found.pop("client")
     end = one.end.document() if one.end else None
     return {
         "id": found.pop("id"),

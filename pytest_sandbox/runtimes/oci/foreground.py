@@ -36,6 +36,8 @@ FORWARDED: Final = (
     signal.SIGUSR2,
     signal.SIGWINCH,
 )
+_KEYBOARD: Final = frozenset({signal.SIGINT, signal.SIGQUIT})
+"""A terminal sends these to a whole process group, and shells count on that."""
 _CHUNK: Final = 1 << 16
 _SPLICED: Final = 1 << 20
 _LOOK: Final = 0.02
@@ -58,6 +60,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._channel: Channel | None = None
+        self._group: Callable[[int], None] | None = None
         self._waiting: list[int] = []
         self._before: dict[int, Any] = {}
         self.resized: Callable[[], None] | None = None
@@ -79,16 +82,22 @@ class Signals:
     def _take(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGWINCH and self.resized is not None:
             self.resized()
-        elif self._channel is not None:
+        elif self._channel is None:
+            self._keep(number)
+        elif self._group is not None and number in _KEYBOARD:
+            self._group(number)
+        else:
             self._channel.signal(number)
-        elif number in {signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH}:
+
+    def _keep(self, number: int) -> None:
+        if number in {signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH}:
             self._waiting.append(number)
         else:
             raise Stopped(number)
 
-    def send_to(self, channel: Channel) -> None:
-        """From now on they go there; those that waited first."""
-        self._channel = channel
+    def send_to(self, channel: Channel, group: Callable[[int], None] | None = None) -> None:
+        """From now on they go there; those that waited first. `group` takes those of a keyboard."""
+        self._channel, self._group = channel, group
         while self._waiting:
             channel.signal(self._waiting.pop(0))
 
@@ -269,17 +278,20 @@ def attend(
     streams: Streams,
     signals: Signals,
     *,
+    group: Callable[[int], None] | None = None,
     timeout: float | None = None,
     expired: Callable[[], None] = lambda: None,
 ) -> tuple[int, bool]:
     """Stay with a process whose start was told, until it has ended and everything is cleared away.
 
     Gives its status (os.waitstatus_to_exitcode) and whether `timeout` seconds were over: it is
-    killed then, after a call of `expired`. Raises RuntimeUnavailable where its supervisor is gone.
+    killed then, after a call of `expired`. `group` sends a signal to its process group.
+
+    Raises RuntimeUnavailable where its supervisor is gone.
     """
     until = None if timeout is None else time.monotonic() + timeout
     console = _console(channel) if streams.wants_console else -1
-    signals.send_to(channel)  # before anybody can see that it runs
+    signals.send_to(channel, group)  # before anybody can see that it runs
     streams.begin(console, signals)
     status: int | None = None
     late = False

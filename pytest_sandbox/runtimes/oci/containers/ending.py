@@ -8,7 +8,12 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.runtimes.oci.containers.folder import REASON, remove_folder, write_end
+from pytest_sandbox.runtimes.oci.containers.folder import (
+    REASON,
+    read_record,
+    remove_folder,
+    write_end,
+)
 from pytest_sandbox.runtimes.oci.containers.log import LOCK
 from pytest_sandbox.runtimes.oci.containers.record import Ending, shell_status
 
@@ -35,7 +40,8 @@ def tell(folder: Path, status: int, usage: Mapping[str, Any], *, remove: bool) -
     _await_log(folder)
     with contextlib.suppress(FileNotFoundError):
         write_end(folder, Ending(code, time.time(), reason))
-    if remove:
+    record = read_record(folder)
+    if remove or (record is not None and record.forgotten()):
         remove_folder(folder)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.oci.spec.resources import MOST_NOFILE, SOFT_NOFILE
 from pytest_sandbox.runtimes.oci.containers.folder import NotRunning
-from pytest_sandbox.runtimes.oci.containers.reaching import reach
+from pytest_sandbox.runtimes.oci.containers.reaching import reach, to_group
 from pytest_sandbox.runtimes.oci.containers.record import shell_status
 from pytest_sandbox.runtimes.oci.containers.start import Refused
 from pytest_sandbox.runtimes.oci.foreground import attend
@@ -62,7 +62,8 @@ def execute(
                 raise NotRunning(container.refresh())
             if told["status"]:
                 raise Refused(told["status"], argv[0])
-            status, _ = attend(channel, streams, signals)
+            group = to_group(supervisor, told["pid"])
+            status, _ = attend(channel, streams, signals, group=group)
         finally:
             channel.close()
         return shell_status(status)

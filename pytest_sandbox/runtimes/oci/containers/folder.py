@@ -203,7 +203,7 @@ class Containers:
                 if not entry.is_dir(follow_symlinks=False) or not entry.name.startswith("."):
                     continue
                 folder = Path(entry.path)
-                record = _record(folder)
+                record = read_record(folder)
                 with contextlib.suppress(FileNotFoundError):
                     age = time.time() - entry.stat(follow_symlinks=False).st_mtime
                     if record.owner.is_dead(age) if record else age > _PATIENCE:
@@ -268,11 +268,12 @@ def _short(path: Path) -> Iterator[str]:
 
 
 def _look(folder: Path) -> Container | None:
-    record = _record(folder)
+    record = read_record(folder)
     return None if record is None else Container(folder, record, read_end(folder))
 
 
-def _record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> Record | None:
+    """The state in a folder; None where there is none."""
     found = read_json(folder / _STATE)
     if found is None:
         return None

@@ -58,8 +58,7 @@ class Host:
         snapshotter: str = "auto",
         lasting: bool = False,
     ) -> None:
-        """Nothing is started or tried yet. `engine` is runc, crun or a path of one; empty: either.
-        """
+        """Nothing is started or tried yet. `engine` is runc, crun or a path; empty: what works."""
         self._wanted = (engine, snapshotter)
         self._root = root
         self.supervisor = Supervisor(find_ids, lasting=lasting)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.supervisor import Call
 
 _SETTLED: Final = 1.0
+_READY: Final = 1 << (signal.SIGTTIN - 1)
 _INIT: Final = b"/.sandbox-init"
 _ENGINES: Final = frozenset({b"", b"runc", b"crun"})
 
@@ -49,25 +50,41 @@ def _ended(descriptor: int, seconds: float | None) -> bool:
 
 def _await_program(pid: int) -> None:
     """A process that has just been started may still be the engine's, which loses signals; and the
-    init blocks all of them before it can pass them on. Wait for what takes them, up to a second.
+    init can pass them on when it has made itself ready (it ignores SIGTTIN from then on). Wait for
+    that, up to a second.
     """
     until = time.monotonic() + _SETTLED
     while time.monotonic() < until:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if words[0].endswith(_INIT):
             for line in Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines():
-                if line.startswith("SigBlk:") and int(line.split()[1], 16):
+                if line.startswith("SigIgn:") and int(line.split()[1], 16) & _READY:
                     return
         elif words[0].rpartition(b"/")[2] not in _ENGINES:
             return
         time.sleep(0.001)
 
 
+def _leader(pid: int) -> int:
+    """The process group that the command of `pid` leads (behind an init its child does), or 0."""
+    leader = pid
+    if Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].endswith(_INIT):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+        leader = int(children[0]) if children else 0
+    return leader if leader and os.getpgid(leader) == leader else 0
+
+
 def send(call: Call) -> dict[str, Any]:
-    """Send `signal` to the first process `pid`. Gives `sent`: false if it was gone."""
-    with contextlib.suppress(ProcessLookupError), _process(call.args["pid"]) as process:
-        _await_program(call.args["pid"])
-        signal.pidfd_send_signal(process, call.args["signal"])
+    """Send `signal` to the process `pid`, with `group` to its whole process group, as a terminal
+    does. Gives `sent`: false if it was gone.
+    """
+    pid, number = call.args["pid"], call.args["signal"]
+    with contextlib.suppress(ProcessLookupError), _process(pid) as process:
+        _await_program(pid)
+        if call.args.get("group") and (leader := _leader(pid)):
+            os.killpg(leader, number)
+        else:
+            signal.pidfd_send_signal(process, number)
         return {"sent": True}
     return {"sent": False}
 

@@ -8,6 +8,7 @@ import select
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci.supervisor import Supervisor
 from pytest_sandbox.runtimes.oci.containers.folder import (
     END,
@@ -19,7 +20,7 @@ from pytest_sandbox.runtimes.oci.containers.folder import (
 from pytest_sandbox.runtimes.oci.containers.record import Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _JOBS: Final = "pytest_sandbox.runtimes.oci.containers.jobs"
 _LOST: Final = 137
@@ -44,6 +45,17 @@ def ask(container: Container, job: str, args: Mapping[str, Any]) -> dict[str, An
         return supervisor.call(f"{_JOBS}:{job}", words, where="host")
     finally:
         supervisor.close()
+
+
+def to_group(supervisor: Supervisor, pid: int) -> Callable[[int], None]:
+    """What sends a signal to the process group of a process that the supervisor watches."""
+
+    def send(number: int) -> None:
+        words = {"pid": pid, "signal": number, "group": True}
+        with contextlib.suppress(SandboxError):  # it is gone, and that is told elsewhere
+            supervisor.open(f"{_JOBS}:send", words).close()
+
+    return send
 
 
 class Waiter:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class Record(NamedTuple):
     """What was started. Times are POSIX seconds.
 
-    `owner` is the supervisor's process. `remove`: nothing is to be left at its end. `detached`: it
-    goes on without the command that started it; else it ends with that. From `pid` (the host's) on
-    the fields are filled when it runs.
+    `owner` is the supervisor's process, `client` that of the command that started it. `remove`:
+    nothing is to be left at its end. `detached`: it goes on without that command; else it ends with
+    it. From `pid` (the host's) on the fields are filled when it runs.
     """
 
     id: str
@@ -24,6 +24,7 @@ class Record(NamedTuple):
     image: str
     command: tuple[str, ...]
     created: float
+    client: Owner
     name: str = ""
     digest: str = ""
     platform: str = ""
@@ -50,16 +51,21 @@ class Record(NamedTuple):
     ports: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
 
+    def forgotten(self) -> bool:
+        """Whether the command that waits for its end was killed: nobody wants to know of it."""
+        return not self.detached and self.client.is_dead(0.0)
+
     def document(self) -> dict[str, Any]:
         """As JSON writes it."""
-        found = {**self._asdict(), "owner": self.owner.document()}
-        return {**found, "limits": dict(self.limits)}
+        owners = {"owner": self.owner.document(), "client": self.client.document()}
+        return {**self._asdict(), **owners, "limits": dict(self.limits)}
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Record:
         """The opposite. Raises KeyError, TypeError or ValueError for something else."""
         values = {name: value for name, value in found.items() if name in cls._fields}
-        values["owner"] = parse_owner(values["owner"])
+        for name in ("owner", "client"):
+            values[name] = parse_owner(values[name])
         for name in ("command", "mounts", "ports", "env"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)

@@ -17,6 +17,7 @@ from pytest_sandbox.runtimes.oci.containers.folder import (
     write_record,
 )
 from pytest_sandbox.runtimes.oci.containers.host import Host
+from pytest_sandbox.runtimes.oci.containers.reaching import to_group
 from pytest_sandbox.runtimes.oci.containers.reaping import reap
 from pytest_sandbox.runtimes.oci.containers.record import Record, shell_status
 from pytest_sandbox.runtimes.oci.foreground import Pipes, Signals, Streams, attend
@@ -109,6 +110,7 @@ class Run:
         record = Record(
             id=self.id,
             owner=owner_of(host.supervisor.pid),
+            client=owner_of(),
             image=request.image.familiar,
             command=_command(request, image),
             created=time.time(),
@@ -215,9 +217,14 @@ class Run:
         order = self._order(image, record, getattr(streams, "size", (0, 0)))
         channel = self._begin(order, streams.theirs)
         streams.given()
-        self._running(record, image, channel.result())
+        running = self._running(record, image, channel.result())
         status, late = attend(
-            channel, streams, signals, timeout=request.timeout, expired=self._expired
+            channel,
+            streams,
+            signals,
+            group=to_group(self._host.supervisor, running.pid),
+            timeout=request.timeout,
+            expired=self._expired,
         )
         self._left = True
         return TIMEOUT if late else shell_status(status)
