@@ -3,6 +3,7 @@ what is left afterwards. As root everything is shown twice, for an ordinary user
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -92,6 +93,33 @@ def image(registry, busybox):
     return f"localhost:{registry.host.rpartition(':')[2]}/library/tiny:1"
 
 
+@pytest.fixture(scope="session")
+def debian(registry):
+    """The project's own Debian base, pushed to the registry under its usual name."""
+    if os.environ.get("PYTEST_SANDBOX_TEST_NO_BASE"):
+        pytest.skip("no base is to be made")
+    from pytest_sandbox.errors import SandboxError
+    from pytest_sandbox.images.families import load_families
+    from pytest_sandbox.runtimes.bases import ensure_base
+    from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+    from pytest_sandbox.targets import Target, host_arch
+
+    engine = OciRuntime()
+    try:
+        base = load_families()["debian"].image
+        name = ensure_base(engine, base, Target("linux", host_arch(), "debian")).name
+    except SandboxError as wrong:
+        if os.environ.get("PYTEST_SANDBOX_REQUIRE"):
+            raise
+        pytest.skip(str(wrong))
+    finally:
+        engine.close()
+    reference = f"localhost:{registry.host.rpartition(':')[2]}/library/debian:bookworm-slim"
+    words = [sys.executable, "-m", "pytest_sandbox.cli", "image", "push", "-q", name, reference]
+    subprocess.run(words, check=True, capture_output=True)
+    return reference
+
+
 class Cli:
     """The command as one user of this machine has it, with a store of its own."""
 
@@ -144,7 +172,19 @@ class Cli:
     def command(self, *words):
         return [*self._before, sys.executable, "-m", "pytest_sandbox.cli", *words]
 
+    @contextlib.contextmanager
     def start(self, *words, **options):
+        """Its process while the context is open; it does not outlive a test that fails."""
+        process = self.begin(*words, **options)
+        with process:
+            try:
+                yield process
+            except BaseException:
+                process.kill()
+                raise
+
+    def begin(self, *words, **options):
+        """Its process."""
         options = {"env": self.env, "cwd": self.folder, "stdin": subprocess.DEVNULL} | options
         process = subprocess.Popen(self.command(*words), **options)
         self.pids.append(process.pid)
@@ -157,11 +197,7 @@ class Cli:
             options["stdin"] = pipe
         options = {"stdout": pipe, "stderr": pipe} | options
         with self.start(*words, **options) as process:
-            try:
-                out, err = process.communicate(input, timeout)
-            except BaseException:
-                process.kill()
-                raise
+            out, err = process.communicate(input, timeout)
         return subprocess.CompletedProcess(words, process.returncode, _text(out), _text(err))
 
     def good(self, *words, **options):
@@ -185,6 +221,11 @@ class Cli:
         for pid in self.pids:
             found += map(str, Path("/tmp").glob(f"pytest-sandbox-room-{pid}-*"))
         return found + [line for line in _mounts() if "pytest-sandbox-room" in line]
+
+    def tidy(self):
+        """Remove every sandbox."""
+        if names := self.good("ps", "-aq").split():
+            self("rm", "-f", *names)
 
     def nothing_left(self, seconds=0.0):
         """Wait so long at most for that."""
@@ -249,7 +290,7 @@ def cli(request, image):
         lacking(done.stderr)
     assert done.returncode == 0, done.stderr
     yield found
-    found("rm", "-f", *found.good("ps", "-aq").split()) if found.good("ps", "-aq") else None
+    found.tidy()
     subprocess.run(found.command("image", "prune", "--all"), env=found.env, check=False,
                    capture_output=True, cwd="/")  # fmt: skip
     _remove(found)
@@ -275,6 +316,9 @@ def _remove(cli):
 @pytest.fixture
 def clean(cli):
     """Nothing is left by the test that asks for this."""
-    cli.nothing_left()
+    cli.tidy()  # after another test that failed
     yield
-    cli.nothing_left(5)
+    try:
+        cli.nothing_left(5)
+    finally:
+        cli.tidy()
