@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.oci.requiring import program
+
 # user `me`, password `geheim`; bcrypt, the only hash that docker-registry takes
 HTPASSWD = "me:$2y$05$abcdefghijklmnopqrstuuVWu8RjbNovPZWAMRdd7iqaaG0mI53Uu\n"
 
@@ -26,10 +28,8 @@ class RealRegistry:
 
 @contextmanager
 def running_registry(folder, *, htpasswd=""):
-    """Start docker-registry with its storage in a folder; skips where it is not installed."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("docker-registry is not installed")
+    """Start docker-registry with its storage in a folder; missing where it is not installed."""
+    registry = program("docker-registry")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{free.getsockname()[1]}"
@@ -45,7 +45,7 @@ def running_registry(folder, *, htpasswd=""):
     dies_with_us = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*dies_with_us, program, "serve", str(config)], stdout=log, stderr=log
+            [*dies_with_us, registry, "serve", str(config)], stdout=log, stderr=log
         )
     try:
         for _ in range(200):

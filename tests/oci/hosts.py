@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import pytest
+from tests.oci.requiring import ordinary_user
 
 ROOT = Path(__file__).parents[2]
-USER = "tester"
 
 _PROGRAM = """
 import dataclasses, json, os, sys
@@ -33,14 +31,6 @@ stopped = why_not(host.findings)
 told = dataclasses.asdict(host)
 print(json.dumps({"host": told, "why_not": stopped and stopped.id, "pid": supervisor.pid}))
 """
-
-
-def ordinary_user():
-    """The account of the ordinary user of these tests; skips where there is none."""
-    try:
-        return pwd.getpwnam(USER)
-    except KeyError:
-        pytest.skip(f"no user {USER} here")
 
 
 class Look:
@@ -87,7 +77,7 @@ class Hosts:
             home.mkdir(exist_ok=True)
             os.chown(home, account.pw_uid, account.pw_gid)
             argv[3] = str(home / folder.name) if not store else argv[3]
-            argv = ["runuser", "-u", USER, "--", *inside.split(), *argv]
+            argv = ["runuser", "-u", account.pw_name, "--", *inside.split(), *argv]
         else:
             argv = [*inside.split(), *argv]
         script = f'set -e\nmount --make-rprivate /\n{setup}\nexec "$@"'

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pwd
 import secrets
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +17,7 @@ from pytest_sandbox.oci import cgroups as groups
 from pytest_sandbox.oci.cgroup_access import LIMITS, Access, try_cgroups
 from pytest_sandbox.oci.cgroup_usage import read_usage
 from pytest_sandbox.oci.cgroups import Cgroups, Layout, find_cgroups
+from tests.oci.requiring import ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,9 +199,8 @@ print(json.dumps([tried.problem, tried.cgroups.base, sorted(tried.usable), tried
 
 
 def _as_user(*arguments: str) -> list[str]:
-    if shutil.which("runuser") is None or "tester" not in {one.pw_name for one in pwd.getpwall()}:
-        pytest.skip("no ordinary user here")
-    argv = ["runuser", "-u", "tester", "--", "env", f"PYTHONPATH={_ROOT}", sys.executable]
+    user = ["runuser", "-u", ordinary_user().pw_name, "--"]
+    argv = [*user, "env", f"PYTHONPATH={_ROOT}", sys.executable]
     done = subprocess.run(
         [*argv, "-c", _AS_USER, *arguments], capture_output=True, text=True, check=True, cwd="/"
     )
@@ -217,7 +215,7 @@ def test_v2_for_a_user_needs_delegation(v2: tuple[Cgroups, str]) -> None:
     assert (problem, usable) == ("cgroup-not-delegated", [])
     assert "systemd-run --user" in step
     # The session's group lies in a group that is the user's own, as under systemd.
-    user, tree = pwd.getpwnam("tester"), mount / found.base
+    user, tree = ordinary_user(), mount / found.base
     for path in (tree, *(tree / name for name in ("cgroup.procs", "cgroup.subtree_control"))):
         os.chown(path, user.pw_uid, user.pw_gid)
     (tree / "x.scope").mkdir()

@@ -16,8 +16,8 @@ import pytest
 from pytest_sandbox.oci.engines import find_engine
 from pytest_sandbox.oci.findings import Lacking
 from pytest_sandbox.oci.platforms import host_platform
-from tests.oci.hosts import ordinary_user
 from tests.oci.registry.scripted import Scripted
+from tests.oci.requiring import missing, ordinary_user, static_busybox
 from tests.oci.store.making import Made, tar
 
 ROOT = Path(__file__).parents[2]
@@ -35,15 +35,12 @@ def program():
 
 def tiny_image():
     """A static busybox as an image."""
-    found = shutil.which("busybox", path="/bin:/usr/bin")
-    if found is None or b"ld-linux" in Path(found).read_bytes()[:4096]:
-        pytest.skip("no static busybox; next: apt-get install busybox-static")
     shell = tarfile.TarInfo("bin/busybox")
     shell.mode = 0o755
     links = [(f"bin/{name}", "-> busybox") for name in ("sh", "id", "cat")]
     folders = [(f"{name}/", None) for name in ("bin", "etc", "proc", "root", "tmp")]
     users = ("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
-    layer = tar(*folders, (shell, Path(found).read_bytes()), *links, users)
+    layer = tar(*folders, (shell, static_busybox().read_bytes()), *links, users)
     return Made(layer, tar(("etc/motd", b"hi\n")))
 
 
@@ -61,7 +58,7 @@ def test_the_program_of_the_page_runs(folder, whose):
     try:
         find_engine()
     except Lacking as lacking:
-        pytest.skip(lacking.what)
+        missing(lacking.what)
     made = tiny_image()
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder)}
     with Scripted() as server:

@@ -16,6 +16,7 @@ from pytest_sandbox.oci.ids import find_ids
 from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.supervisor import Supervisor
 from tests.oci.hosts import Hosts
+from tests.oci.requiring import missing, program
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="hosts are made by root")
 
@@ -26,7 +27,7 @@ def _engine():
         find_engine()
         find_init()
     except Lacking as wrong:
-        pytest.skip(wrong.what)
+        missing(wrong.what)
 
 
 @pytest.fixture
@@ -118,10 +119,10 @@ CASES = {
 @pytest.mark.parametrize("problem", CASES)
 def test_sandboxes_cannot_run_without_it(hosts, problem):
     user, setup, options, remedy = CASES[problem]
-    if problem == "engine-hybrid" and not (
-        shutil.which("crun") and os.path.ismount("/sys/fs/cgroup/unified")
-    ):
-        pytest.skip("no crun, or no hybrid control groups")
+    if problem == "engine-hybrid":
+        program("crun")
+        if not os.path.ismount("/sys/fs/cgroup/unified"):
+            pytest.skip("no hybrid control groups")
     if setup.startswith("hide "):
         setup = hosts.hide(*setup.split()[1:])
     found = hosts.probe(setup, user=user, **options)
@@ -140,20 +141,17 @@ def test_an_engine_that_hangs_or_is_old_is_not_used(hosts):
 
 
 def test_newuidmap_must_be_setuid(hosts):
-    program = shutil.which("newuidmap")
-    if program is None:
-        pytest.skip("no newuidmap")
+    newuidmap = program("newuidmap", "uidmap")
     copy = hosts.place / "newuidmap"
-    shutil.copyfile(program, copy)
+    shutil.copyfile(newuidmap, copy)
     copy.chmod(0o755)
-    found = hosts.probe(f"mount --bind {copy} {program}", user=True)
+    found = hosts.probe(f"mount --bind {copy} {newuidmap}", user=True)
     assert found.why_not == "newuidmap-not-setuid"
-    assert f"chmod u+s {program}" in found.findings[found.why_not]["next_step"]
+    assert f"chmod u+s {newuidmap}" in found.findings[found.why_not]["next_step"]
 
 
 def test_newuidmap_needs_privileges(hosts):
-    if shutil.which("setpriv") is None:
-        pytest.skip("no setpriv")
+    program("setpriv", "util-linux")
     found = hosts.probe(user=True, inside="setpriv --no-new-privs")
     assert found.why_not == "newuidmap-no-new-privs"
 
@@ -261,8 +259,7 @@ def test_a_store_on_an_overlay_falls_back_and_says_why(hosts):
 
 def test_fuse_needs_its_device(hosts):
     node = hosts.place / "fuse"
-    if shutil.which("fuse-overlayfs") is None:
-        pytest.skip("no fuse-overlayfs")
+    program("fuse-overlayfs")
     for mode, why in (("0600", "no-fuse-overlayfs"), ("0666", None)):
         found = hosts.probe(
             f"mknod -m {mode} {node}-{mode} c 10 229\nmount --bind {node}-{mode} /dev/fuse",
@@ -284,8 +281,7 @@ _V2 = "umount -l /sys/fs/cgroup\nmount -t cgroup2 cgroup2 /sys/fs/cgroup"
     ids=["v1", "v2"],
 )
 def test_engines_run_on_other_layouts_of_control_groups(hosts, engine, setup, layout):
-    if shutil.which(engine, path="/usr/bin:/usr/sbin") is None:
-        pytest.skip(f"no {engine}")
+    program(engine)
     if not os.path.ismount("/sys/fs/cgroup/unified"):
         pytest.skip("the other layouts are made of hybrid ones")
     found = hosts.probe(setup, engine=engine)

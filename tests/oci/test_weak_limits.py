@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.oci.hosts import ordinary_user
 from tests.oci.registry.scripted import Scripted
+from tests.oci.requiring import missing, ordinary_user
 from tests.oci.store.making import Made, tar
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ class User:
 
 @pytest.fixture(scope="module")
 def user():
-    """The ordinary user; skips where it has control groups, or no sandboxes at all."""
+    """The ordinary user; missing where there is none."""
     folder = Path(tempfile.mkdtemp(prefix="pytest-sandbox-weak-"))
     folder.chmod(0o711)
     found = User(folder, ordinary_user())
@@ -100,7 +100,7 @@ def told(user):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     if not found["oci allow"][0]:
-        pytest.skip(f"no sandboxes for this user: {found['oci allow'][1]}")
+        missing(f"no sandboxes for this user: {found['oci allow'][1]}")
     if not found["oci allow"][2]:
         pytest.skip("this user has control groups")
     return found
@@ -131,9 +131,10 @@ def test_the_header_and_the_doctor_tell(user, told):
     said = user.python(*words, PYTEST_SANDBOX_WEAK_LIMITS="refuse").stdout
     assert "sandbox: runtime auto: none here: " in said
     assert "--sandbox-weak-limits=allow" in said
-    assert f"note: weaker limits for {limits}" in user.python(
-        "-m", "pytest_sandbox.cli", "doctor"
-    ).stdout
+    assert (
+        f"note: weaker limits for {limits}"
+        in user.python("-m", "pytest_sandbox.cli", "doctor").stdout
+    )
 
 
 def test_run_takes_a_limit_only_as_it_is_allowed_to(user, told):

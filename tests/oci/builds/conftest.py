@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +14,7 @@ from pytest_sandbox.runtimes.base import BuildRequest, SandboxSpec
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target, host_arch
+from tests.oci.requiring import missing, static_busybox
 from tests.oci.store.seeing import left_over
 
 TARGET = Target("linux", host_arch(), "debian")
@@ -40,7 +39,7 @@ def tiny(busybox):
         for folder in ("bin", "etc", "data", "data/old", "root"):
             add(folder)
         add("tmp", mode=0o1777)
-        add("bin/busybox", Path(busybox).read_bytes())
+        add("bin/busybox", busybox.read_bytes())
         for applet in APPLETS.split():
             add(f"bin/{applet}", link="busybox")
         add("etc/passwd", b"root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n", mode=0o644)
@@ -53,10 +52,7 @@ def tiny(busybox):
 
 @pytest.fixture(scope="session")
 def busybox():
-    found = shutil.which("busybox")
-    if found is None or b"ld-linux" in Path(found).read_bytes()[:4096]:
-        pytest.skip("no static busybox (apt-get install busybox-static)")
-    return found
+    return static_busybox()
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +62,8 @@ def runtime(busybox, tmp_path_factory):
     found = OciRuntime(folder=place / "oci")
     try:
         found.info()
-    except SandboxError as missing:
-        pytest.skip(str(missing))
+    except SandboxError as error:
+        missing(str(error))
     found.load_rootfs(tiny(busybox), "base:1", TARGET, {"from": "base"})
     yield found
     remove(found, place, "oci")

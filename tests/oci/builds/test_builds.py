@@ -19,6 +19,7 @@ from pytest_sandbox.runtimes.base import BuildRequest, SandboxSpec
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner, owner_is_dead
 from tests.oci.builds.conftest import NAME, TARGET, remove, tiny
+from tests.oci.requiring import fuse_overlayfs, missing
 from tests.oci.store.seeing import diffs, left_over
 
 ROOT = Path(__file__).parents[3]
@@ -176,12 +177,14 @@ def test_a_missing_base(build):
 
 @pytest.mark.parametrize("snapshotter", ["copy", "fuse-overlayfs"])
 def test_without_overlay(busybox, tmp_path, snapshotter):
+    if snapshotter == "fuse-overlayfs":
+        fuse_overlayfs()
     other = OciRuntime(folder=tmp_path / "other", snapshotter=snapshotter)
     try:
         other.info()
-    except SandboxError as missing:
+    except SandboxError as error:
         other.close()
-        pytest.skip(str(missing))
+        missing(str(error))
     try:
         other.load_rootfs(tiny(busybox), "base:1", TARGET, {})
         text = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pytest_sandbox.oci.sources import ImageSource
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from tests.oci.builds.conftest import NAME, remove
 from tests.oci.layers.stacks import same, tree, umoci_unpack
+from tests.oci.requiring import missing, program
 from tests.oci.store.seeing import diffs
 
 LINES = (
@@ -56,8 +56,7 @@ class Engine:
 
 @pytest.fixture(params=["docker", "podman"])
 def engine(request):
-    if not shutil.which(request.param):
-        pytest.skip(f"{request.param} is not installed")
+    program(request.param, {"docker": "docker.io"}.get(request.param, ""))
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="p-") as folder:  # podman wants it short
         words, run = [request.param], []
         if request.param == "podman":
@@ -66,7 +65,7 @@ def engine(request):
             words += ["--runtime", "runc"]
             run = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
         if subprocess.run([*words, "info"], capture_output=True, check=False).returncode:
-            pytest.skip(f"{request.param} does not work here")
+            missing(f"{request.param} does not work here")
         found = Engine(words, run)
         yield found
         found("rmi", "--force", NAME)
@@ -126,10 +125,12 @@ def test_another_store_takes_the_same_image(runtime, build, tmp_path):
         remove(other, tmp_path, "other")
 
 
-umoci = pytest.mark.skipif(
-    os.geteuid() != 0 or not (shutil.which("umoci") and shutil.which("skopeo")),
-    reason="umoci and skopeo are needed, and root to keep owners",
-)
+@pytest.fixture
+def umoci():
+    if os.geteuid() != 0:
+        pytest.skip("umoci needs root to keep owners")
+    program("umoci")
+    program("skopeo")
 
 
 def tree_of(runtime, image, folder):
@@ -146,7 +147,7 @@ def tree_of(runtime, image, folder):
     }
 
 
-@umoci
+@pytest.mark.usefixtures("umoci")
 def test_the_same_tree_as_umoci_unpacks(runtime, build, tmp_path):
     image = build(*LINES, "COPY folder/ /deep/er/", files={"folder/x": b"y"})
     export_image(runtime.store, image, tmp_path / "layout", "oci")
@@ -156,7 +157,7 @@ def test_the_same_tree_as_umoci_unpacks(runtime, build, tmp_path):
     assert mine == tree(theirs)
 
 
-@umoci
+@pytest.mark.usefixtures("umoci")
 def test_the_same_tree_as_umoci_unpacks_of_what_engines_build(runtime, elsewhere, tmp_path):
     saved, _ = elsewhere
     copy = ["skopeo", "copy", f"docker-archive:{saved}", f"oci:{tmp_path}/layout:it"]

@@ -17,14 +17,13 @@ import pytest
 from pytest_sandbox.oci.bundle import ContainerBundle
 from pytest_sandbox.oci.ids import find_ids
 from pytest_sandbox.oci.supervisor.client import Supervisor
-from tests.oci.bundles.schema import lacking
+from tests.oci.requiring import missing, program, static_busybox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = os.geteuid() == 0
 _UNIFIED = "/sys/fs/cgroup/unified"
-_PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 APPLETS = (
     "sh cat id ls env touch mkdir mount pwd stat true false sleep wc grep unshare chown hostname"
 )
@@ -33,10 +32,7 @@ APPLETS = (
 @pytest.fixture(scope="session")
 def busybox() -> Path:
     """A static busybox (Debian's package busybox-static)."""
-    found = shutil.which("busybox", path=_PATH)
-    if found is None or b"ld-linux" in Path(found).read_bytes()[:4096]:
-        lacking("no static busybox (apt-get install busybox-static)")
-    return Path(str(found))
+    return static_busybox()
 
 
 def make_root(folder: Path, busybox: Path) -> Path:
@@ -109,10 +105,7 @@ def engine(
     request: pytest.FixtureRequest, place: Path, busybox: Path, supervisor: Supervisor
 ) -> Engine:
     """runc and crun, where they can start the plainest bundle there is."""
-    program = shutil.which(request.param, path=_PATH)
-    if program is None:
-        lacking(f"{request.param} is not installed")
-    plain = (str(program), "--root", str(place / "state"))
+    plain = (program(request.param), "--root", str(place / "state"))
     problem = _probe(Engine(request.param, plain), place / "probe", busybox)
     if not problem:
         return Engine(request.param, plain)
@@ -123,7 +116,10 @@ def engine(
         problem = _probe(found, place / "probe2", busybox)
         if not problem:
             return found
-    pytest.skip(f"{request.param} cannot start anything on this machine: {problem}")
+    problem = f"{request.param} cannot start anything on this machine: {problem}"
+    if request.param == "runc" and ROOT:
+        missing(problem)
+    pytest.skip(problem)
 
 
 def _probe(engine: Engine, folder: Path, busybox: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import tarfile
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ from pytest_sandbox.oci.bounds import Bounds
 from pytest_sandbox.oci.sources import DockerArchiveSource, ImageSource, LayoutSource
 from pytest_sandbox.oci.store import Store
 from tests.oci.bundles.conftest import remove_as_root
-from tests.oci.bundles.schema import lacking, violations
+from tests.oci.bundles.schema import violations
 from tests.oci.making import Made, image
+from tests.oci.requiring import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,12 +147,10 @@ def test_damaged_layout(made: Made, tmp_path: Path, place: Path, store: Store) -
 
 
 def test_docker_archive(made: Made, tmp_path: Path, place: Path, store: Store) -> None:
-    skopeo = shutil.which("skopeo")
-    if skopeo is None:
-        lacking("skopeo is not installed")
+    skopeo = program("skopeo")
     folder = write_layout(tmp_path / "layout", ("1", made))
     archive = tmp_path / "saved.tar"
-    command = [str(skopeo), "copy", "-q", f"oci:{folder}:1", f"docker-archive:{archive}:{NAME}"]
+    command = [skopeo, "copy", "-q", f"oci:{folder}:1", f"docker-archive:{archive}:{NAME}"]
     subprocess.run(command, check=True)
     source = DockerArchiveSource(archive, store)
     bundle = source.prepare(place / "a")

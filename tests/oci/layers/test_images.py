@@ -25,6 +25,7 @@ from pytest_sandbox.runtimes.docker import DockerRuntime
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.targets import Target, host_arch
 from tests.oci.layers.stacks import same, tree, umoci_unpack
+from tests.oci.requiring import missing, program
 
 ROOT = Path(__file__).parents[3]
 NAME = f"localhost/layers-{secrets.token_hex(4)}"
@@ -45,25 +46,12 @@ FILES = {"files/größe": b"1" * 70_000, "files/in/deep": b"x"}
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="umoci needs root to keep owners")
 
 
-def missing(reason):
-    """Skip, or fail where engines are required."""
-    if os.environ.get("PYTEST_SANDBOX_REQUIRE"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def call(*words, **more):
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False, **more
     )
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
-
-
-def need(*programs):
-    for program in programs:
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
 
 
 def connected(make):
@@ -85,7 +73,8 @@ def request_for(runtime):
 
 def by_docker(folder):
     """A layout with the tag `it`, as skopeo makes it of what `docker save` writes."""
-    need("skopeo", "docker")
+    program("skopeo")
+    program("docker", "docker.io")
     runtime = connected(DockerRuntime)
     runtime.build(request_for(runtime), lambda _: None)
     try:
@@ -109,7 +98,7 @@ def by_us(folder):
 
 
 def by_buildah(folder):
-    need("buildah")
+    program("buildah")
     runtime = connected(OciRuntime)
     target = Target("linux", host_arch(), "debian")
     base = ensure_base(runtime, load_families()["debian"].image, target).name
@@ -151,7 +140,7 @@ def without_devices(ours, theirs):
 
 @pytest.mark.parametrize("build", [by_docker, by_buildah, by_us])
 def test_the_same_tree_as_umoci(build, tmp_path):
-    need("umoci")
+    program("umoci")
     layout = build(tmp_path)
     tag_as_it(layout)
     since = time.time_ns()

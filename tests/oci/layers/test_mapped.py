@@ -11,6 +11,7 @@ from pytest_sandbox.errors import InvalidImage
 from pytest_sandbox.oci.ids import NoIds, find_ids
 from pytest_sandbox.oci.supervisor import Supervisor
 from tests.oci.layers.stacks import CAPABILITY
+from tests.oci.requiring import missing
 from tests.unit.oci.layers.archives import END, descriptor_of, file, folder, members, pax, symlink
 
 JOBS = "pytest_sandbox.oci.layers.jobs"
@@ -21,7 +22,7 @@ def supervisor():
     try:
         ids = find_ids()
     except NoIds as lacking:
-        pytest.skip(lacking.what)
+        missing(lacking.what)
     found = Supervisor(ids)
     yield found
     found.close()

@@ -21,11 +21,15 @@ from tests.oci.layers.stacks import (
     stacks,
     tree,
 )
+from tests.oci.requiring import program
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="umoci needs root to keep owners"),
-    pytest.mark.skipif(shutil.which("umoci") is None, reason="umoci is not installed"),
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="umoci needs root to keep owners")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _umoci():
+    program("umoci")
+
 
 QUICK = settings(
     max_examples=150,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from tests.oci.requiring import ordinary_user, program
 
 DRIVER = Path(__file__).parent / "driver.py"
 ROOT = DRIVER.parents[3]
@@ -49,24 +51,20 @@ class Box:
 
 
 def as_user(user):
-    """The words before a command that make it another user's; skips where that cannot be."""
+    """The words before a command that make it another user's; missing where that cannot be."""
     if user == "root":
         if os.geteuid() != 0:
             pytest.skip("not root")
         return []
     if os.geteuid() != 0:
         return []  # we are an ordinary user ourselves
-    try:
-        pwd.getpwnam("tester")
-    except KeyError:
-        pytest.skip("no ordinary user `tester` to try it as")
-    return ["runuser", "-u", "tester", "--"]
+    return ["runuser", "-u", ordinary_user().pw_name, "--"]
 
 
 @contextmanager
 def attached(user, *, stacks, ports=(), before=(), **more):
-    if shutil.which("newuidmap") is None and user != "root":
-        pytest.skip("newuidmap is not installed")
+    if user != "root":
+        program("newuidmap", "uidmap")
     told = {"stacks": list(stacks), "ports": [asdict(port) for port in ports], **more}
     process = subprocess.Popen(
         [*before, *as_user(user), sys.executable, str(DRIVER), json.dumps(told)],
@@ -83,6 +81,15 @@ def attached(user, *, stacks, ports=(), before=(), **more):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.fixture
+def place():
+    """A folder that the ordinary user can read (pytest's own are 0700)."""
+    found = Path(tempfile.mkdtemp(prefix="psb-network-"))
+    found.chmod(0o755)
+    yield found
+    shutil.rmtree(found)
 
 
 @pytest.fixture(params=["root", "user"])
@@ -102,7 +109,8 @@ def faults():
 
 @pytest.fixture(params=["slirp4netns", "pasta"])
 def stack(request, faults):
-    if shutil.which(request.param) is None or "loses data" in faults[request.param]:
+    program(request.param, {"pasta": "passt"}.get(request.param, ""))
+    if "loses data" in faults[request.param]:
         pytest.skip(faults[request.param])
     assert faults[request.param] == ""
     return request.param

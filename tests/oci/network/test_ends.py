@@ -14,6 +14,7 @@ import pytest
 
 from pytest_sandbox.oci.network.ports import Port
 from tests.oci.network.conftest import ROOT, as_user, attached
+from tests.oci.requiring import program
 
 
 def _alive(pids):
@@ -73,39 +74,37 @@ def test_no_stack_at_all_is_said(user):
         ("--enable-sandbox", "runs without its mount namespace: no --enable-sandbox here"),
     ],
 )
-def test_a_weaker_stack_is_noted(user, faults, tmp_path, refused, note):
+def test_a_weaker_stack_is_noted(user, faults, place, refused, note):
     assert faults["slirp4netns"] == ""
-    script = tmp_path / "slirp4netns"
+    slirp = program("slirp4netns")
+    script = place / "slirp4netns"
     script.write_text(
         f'#!/bin/sh\ncase "$*" in *{refused}*) echo "no {refused} here" >&2; exit 1;; esac\n'
-        'exec /usr/bin/slirp4netns "$@"\n'
+        f'exec {slirp} "$@"\n'
     )
     script.chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    with attached(user, stacks=["slirp4netns"], path=str(tmp_path)) as box:
+    with attached(user, stacks=["slirp4netns"], path=str(place)) as box:
         assert box.told["stack"] == "slirp4netns"
         assert [text.partition(" ")[2] for text in box.told["notes"]] == [note]
 
 
-def test_the_next_stack_is_tried_with_the_device_free_again(user, faults, tmp_path):
+def test_the_next_stack_is_tried_with_the_device_free_again(user, faults, place):
     """The first one takes the device, is faulty, and is ended."""
     assert faults["slirp4netns"] == ""
-    script = tmp_path / "pasta"
+    script = place / "pasta"
     script.write_text('#!/bin/sh\necho "it does not like this host" >&2\nexit 1\n')
     script.chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    with attached(user, stacks=["pasta", "slirp4netns"], path=str(tmp_path)) as box:
+    with attached(user, stacks=["pasta", "slirp4netns"], path=str(place)) as box:
         assert box.told["stack"] == "slirp4netns"
-    with attached(user, stacks=["pasta"], path=str(tmp_path)) as box:
+    with attached(user, stacks=["pasta"], path=str(place)) as box:
         assert box.told["error"]["problem"] == "network-stack-failed"
         assert "pasta: it does not like this host" in box.told["error"]["what"]
 
 
 def test_a_faulty_pasta_is_replaced(user, faults):
+    program("pasta", "passt")
     if "loses data" not in faults["pasta"]:
-        pytest.skip("pasta is well here, or not installed")
+        pytest.skip("pasta is well here")
     with attached(user, stacks=["pasta", "slirp4netns"]) as box:
         assert box.told["stack"] == "slirp4netns"
         assert len(box.told["pids"]) == 2

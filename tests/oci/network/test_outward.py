@@ -275,13 +275,12 @@ with socket.create_connection(("10.0.2.3", 53), 5) as sock:
 """
 
 
-def test_dns_works_with_a_resolver_on_the_hosts_loopback(user, stack, tmp_path):
+def test_dns_works_with_a_resolver_on_the_hosts_loopback(user, stack, place):
     if os.geteuid() != 0:
         pytest.skip("a name server on port 53 needs root")
-    conf = tmp_path / "resolv.conf"
+    conf = place / "resolv.conf"
+    conf.touch(0o644)
     conf.write_text("nameserver 127.153.0.53\nsearch one.test two.test\noptions edns0\n")
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)
     names = Names("127.153.0.53")
     try:
         with attached(user, stacks=[stack], resolv_conf=str(conf)) as box:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import random
-import shutil
 import subprocess
 import threading
 
@@ -20,6 +19,7 @@ from pytest_sandbox.oci.reference import parse_reference
 from pytest_sandbox.oci.registry import Registry
 from tests.oci import making
 from tests.oci.making import image, index, on
+from tests.oci.requiring import program
 
 AMD64, ARM64 = parse_platform("linux/amd64"), parse_platform("linux/arm64")
 
@@ -126,15 +126,15 @@ def test_eight_threads_at_once(registry):
     assert got == {layer.digest: made.blobs[layer.digest] for layer in made.parsed.layers}
 
 
-@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 def test_skopeo_reads_what_we_pushed_and_we_what_it_pushed(registry, tmp_path):
+    skopeo = program("skopeo")
     made = two_platforms()
     ours, theirs = f"{registry.host}/skopeo/ours:1", f"{registry.host}/skopeo/theirs:1"
     with Registry(environ={}) as client:
         push(client, registry.host, "skopeo/ours:1", made)
         plain = ["--src-tls-verify=false", "--dest-tls-verify=false"]
         copied = subprocess.run(
-            ["skopeo", "copy", "--all", *plain, f"docker://{ours}", f"docker://{theirs}"],
+            [skopeo, "copy", "--all", *plain, f"docker://{ours}", f"docker://{theirs}"],
             check=False,
             capture_output=True,
             text=True,

@@ -18,7 +18,8 @@ from pytest_sandbox.oci.snapshots.choose import Attempt, Choice, choose, try_out
 from pytest_sandbox.oci.snapshots.trial import TrialFailed
 from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.supervisor import Supervisor
-from tests.oci.hosts import ROOT, USER, ordinary_user
+from tests.oci.hosts import ROOT
+from tests.oci.requiring import fuse_overlayfs, ordinary_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root's trial; the user's is below")
 
@@ -32,6 +33,8 @@ def store(tmp_path):
 
 @pytest.mark.parametrize("name", ["overlay", "fuse-overlayfs", "copy", "hardlink"])
 def test_each_passes_its_trial_and_leaves_nothing(name, store):
+    if name == "fuse-overlayfs":
+        fuse_overlayfs()
     assert try_out(store, name) == Attempt(name)
     assert list(store.temporary.iterdir()) == []
     assert list(store.trash.iterdir()) == []
@@ -113,7 +116,7 @@ def test_an_ordinary_user_has_them_too():
     with tempfile.TemporaryDirectory(prefix="psb-choose-") as place:
         os.chown(place, user.pw_uid, user.pw_gid)
         done = subprocess.run(
-            ["runuser", "-u", USER, "--", sys.executable, "-c", _PROGRAM, place],
+            ["runuser", "-u", user.pw_name, "--", sys.executable, "-c", _PROGRAM, place],
             env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": place},
             cwd="/",
             capture_output=True,

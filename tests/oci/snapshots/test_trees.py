@@ -17,6 +17,7 @@ from pytest_sandbox.oci.snapshots.base import ALL, SnapshotterFailed, find_snaps
 from pytest_sandbox.oci.snapshots.digests import tree_digest
 from pytest_sandbox.oci.snapshots.overlay import MOST_LAYERS, empty, open_layers
 from pytest_sandbox.oci.snapshots.trees import copy_tree
+from tests.oci.requiring import fuse_overlayfs, program
 from tests.oci.snapshots.apart import Failed, apart, folder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owners are root's")
@@ -99,12 +100,11 @@ def _top(root):
 
 def _btrfs(place):
     """A file system that can share data, for reflink; mounted for the caller's namespace alone."""
-    if not shutil.which("mkfs.btrfs"):
-        pytest.skip("mkfs.btrfs is not installed")
+    mkfs = program("mkfs.btrfs", "btrfs-progs")
     image = place / "btrfs.img"
     with image.open("wb") as file:
         file.truncate(128 << 20)
-    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    subprocess.run([mkfs, "-q", image], check=True)
     return image
 
 
@@ -114,6 +114,8 @@ def stored(tmp_path, request):
 
     def run(name, work):
         snapshotter = find_snapshotter(name)
+        if name == "fuse-overlayfs":
+            fuse_overlayfs()
         image = _btrfs(tmp_path) if name == "reflink" else None
 
         def prepared():

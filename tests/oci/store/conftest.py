@@ -12,6 +12,7 @@ from pytest_sandbox.oci.retries import RetryRule
 from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.supervisor import Supervisor
 from tests.oci.registry.scripted import Scripted
+from tests.oci.requiring import missing
 from tests.oci.store.seeing import listing
 
 
@@ -20,8 +21,8 @@ def supervisor():
     """A supervisor with the ids of whoever runs the tests."""
     try:
         ids = find_ids()
-    except NoIds as missing:
-        pytest.skip(missing.what)
+    except NoIds as lacking:
+        missing(lacking.what)
     found = Supervisor(ids)
     yield found
     found.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.oci.requiring import missing, program
 from tests.oci.store.making import BASE, SECOND, THIRD, Made
 from tests.oci.store.seeing import listing, tree
 
@@ -126,14 +126,13 @@ def test_export_and_import(tool, pushed, tmp_path):
 @pytest.fixture(params=["docker", "podman"])
 def loader(request):
     """The command line of an engine that loads images."""
-    if not shutil.which(request.param):
-        pytest.skip(f"{request.param} is not installed")
+    program(request.param, {"docker": "docker.io"}.get(request.param, ""))
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="p-") as folder:  # podman wants it short
         words = [request.param]
         if request.param == "podman":
             words += ["--root", f"{folder}/p", "--runroot", f"{folder}/r"]
         if subprocess.run([*words, "info"], capture_output=True, check=False).returncode:
-            pytest.skip(f"{request.param} does not work here")
+            missing(f"{request.param} does not work here")
         yield words
 
 

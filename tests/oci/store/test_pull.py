@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pytest_sandbox.oci.store import Store
 from pytest_sandbox.oci.store.verify import verify
 from pytest_sandbox.oci.supervisor import Supervisor
 from tests.oci.registry.scripted import cut, stall, status
+from tests.oci.requiring import fuse_overlayfs
 from tests.oci.store.making import BASE, SECOND, THIRD, Made, tar
 from tests.oci.store.seeing import diffs, left_over, listing
 
@@ -307,10 +307,7 @@ def test_layers_of_another_id_map_are_not_reused(store, supervisor, server, clie
 @pytest.mark.parametrize("snapshotter", ["copy", "fuse-overlayfs"])
 def test_layers_for_other_snapshotters(supervisor, server, client, tmp_path, snapshotter):
     if snapshotter == "fuse-overlayfs":
-        if not shutil.which(snapshotter):
-            pytest.skip("fuse-overlayfs is not installed")
-        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            pytest.skip("/dev/fuse may not be used")
+        fuse_overlayfs()
     server.add("some/app", "1", APP)
     other = Store(tmp_path / "other-store", supervisor, snapshotter)
     image = pull(name_of(server), store=other, registry=client)
