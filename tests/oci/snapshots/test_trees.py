@@ -329,6 +329,8 @@ def test_too_many_layers_are_an_error_that_says_how_many(tmp_path):
 
 @pytest.mark.parametrize("name", ["overlay", "fuse-overlayfs"])
 def test_an_upper_folder_needs_a_work_folder(name, tmp_path):
+    if name == "fuse-overlayfs":
+        fuse_overlayfs()
     (tmp_path / "low").mkdir()
     low = folder(tmp_path / "low")
     with pytest.raises(ValueError, match="work folder"):
