@@ -331,7 +331,7 @@ def left_over(data: Path) -> set[str]:
                 found.add(f"mount {place} of {whose}")
     groups = Path("/sys/fs/cgroup").glob("**/pytest-sandbox/ps-once-*")
     found |= {f"cgroup {path}" for path in groups}
-    found |= {f"room {path}" for path in Path("/tmp").glob(f"pytest-sandbox-room-{mine}-*")}
+    found |= {f"room {path}" for path in Path("/tmp").glob(f"pytest-sandbox-room-*-{mine}-*")}
     for name in ("sandboxes", "owners", "uses", "trash", "leases", "containers"):
         found |= {f"file {path}" for path in (data / "oci" / name).glob("*")}
     return found

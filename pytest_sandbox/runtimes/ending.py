@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ class Ending:
         self._seconds = seconds
         self._began = time.monotonic()
         self._closed = False
+        self._pid = os.getpid()
         self._memory = False
         self.why = ""
         self.deadline = self._began + seconds
@@ -34,6 +36,11 @@ class Ending:
         """Whether the wall clock ended it."""
         return self.why == "time" or time.monotonic() >= self.deadline
 
+    @property
+    def foreign(self) -> bool:
+        """Whether this is a fork of the process that started it."""
+        return os.getpid() != self._pid
+
     def end(self, why: str) -> None:
         """End the sandbox at once; the first reason counts."""
         if not self._closed:
@@ -46,7 +53,10 @@ class Ending:
         self._clock.cancel()
 
     def check(self) -> None:
-        """Raise SandboxGone when it is over."""
+        """Raise SandboxGone when it is over, or another process's."""
+        if self.foreign:
+            msg = "the sandbox belongs to the process that started it, not to a fork of that"
+            raise SandboxGone(msg, blame=Blame.HOST, next_step="start one in the child")
         if self._closed:
             msg = "the sandbox is closed"
             raise SandboxGone(msg, blame=Blame.HOST, next_step="use it before it is closed")

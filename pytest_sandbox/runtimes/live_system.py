@@ -383,6 +383,8 @@ class LiveSystem:
         return self.engine.running()
 
     def close(self) -> None:
+        if self._ending.foreign:
+            return
         with self._lock:
             if self._closed:
                 return

@@ -28,10 +28,13 @@ class RunFolder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._path: Path | None = None
+        self._pid = os.getpid()
 
     def make(self, owner: Owner, name: str) -> Path:
         """A folder for one sandbox, which its user, whoever that is, can walk through."""
         with self._lock:
+            if self._pid != os.getpid():  # a fork has its own
+                self._path, self._pid = None, os.getpid()
             if self._path is None or not self._path.is_dir():
                 self._path = make_run_folder(owner)
             folder = self._path / name
@@ -43,7 +46,7 @@ class RunFolder:
         """Remove it with all that is in it."""
         with self._lock:
             path, self._path = self._path, None
-        if path is not None:
+        if path is not None and self._pid == os.getpid():
             shutil.rmtree(path, ignore_errors=True)
 
 

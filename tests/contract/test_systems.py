@@ -306,6 +306,25 @@ def test_close_during_a_command(start: Callable[..., System]):
     assert len(errors) == 1
 
 
+def test_a_fork_cannot_use_what_its_parent_started(start: Callable[..., System]):
+    system = start()
+    assert system.run(["true"]).ok
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            system.run(["true"])
+        except SandboxGone as error:
+            os.write(writer, error.what.encode())
+        system.close()
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as told:  # noqa: PTH123
+        assert b"not to a fork" in told.read()
+    os.waitpid(child, 0)
+    assert system.run(["echo", "still here"]).stdout == "still here\n"
+
+
 def test_no_descriptor_and_no_file_is_left(start: Callable[..., System], runtime: Runtime):
     def use(times: int) -> int:
         for _ in range(times):

@@ -128,6 +128,7 @@ class Cli:
         self.home = home
         self.data = home / "data"
         self.pids = []
+        self.began = time.time()
         self.folder = home / "work"
         self._before = []
         self.env = {
@@ -218,8 +219,12 @@ class Cli:
         for name in ("containers", "sandboxes", "uses", "trash", "tmp", "leases"):
             if (store / name).is_dir():
                 found += [str(e) for e in (store / name).iterdir() if e.name != ".lock"]
-        for pid in self.pids:
-            found += map(str, Path("/tmp").glob(f"pytest-sandbox-room-{pid}-*"))
+        for room in Path("/tmp").glob("pytest-sandbox-room-*"):
+            with contextlib.suppress(FileNotFoundError):
+                made = room.lstat()
+                supervisor = Path("/proc", room.name.split("-")[4])
+                ours = made.st_uid == self.ids[0] and made.st_ctime > self.began
+                found += [str(room)] if ours and not supervisor.exists() else []
         return found + [line for line in _mounts() if "pytest-sandbox-room" in line]
 
     def tidy(self):

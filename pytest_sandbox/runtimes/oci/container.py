@@ -65,6 +65,7 @@ class OciContainer:
         self._exit: int | None = None
         self._usage: dict[str, Any] = {}
         self._cleared = False
+        self._lost = False
         self._removed = False
         self._full = 0
         self._exec_seconds = 0.0
@@ -93,6 +94,7 @@ class OciContainer:
                     received = None
                 if received is None:
                     self._exit = 137 if self._exit is None else self._exit
+                    self._lost = not self._cleared
                     self._cleared = True
                     return
                 message = received[0]
@@ -132,6 +134,8 @@ class OciContainer:
         self._channel.close()
         if self._counters >= 0:
             os.close(self._counters)
+        if self._lost:
+            return  # its supervisor was killed: the notes say to the next run what is left
         self._runtime.store.release(self.id)
         leavings.forget(self._runtime.store.root, self.id)
 
