@@ -129,6 +129,7 @@ class Cli:
         self.data = home / "data"
         self.pids = []
         self.began = time.time()
+        self.ids = (os.geteuid(), os.getegid())
         self.folder = home / "work"
         self._before = []
         self.env = {
@@ -140,7 +141,7 @@ class Cli:
         self.env |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
         for folder in (self.data, self.folder):
             folder.mkdir()
-        home.chmod(0o711)
+        home.chmod(0o700)
         if name == "user":
             self._become_user()
 
