@@ -208,8 +208,10 @@ class _Pump(threading.Thread):
         super().__init__(daemon=True)
         self._source = source
         self._target = target
-        # Not into files: while it waits, splice(2) holds on to a position that others move on.
-        self._spliced = stat.S_ISFIFO(os.fstat(target).st_mode)
+        # Between pipes alone. While it waits, splice(2) holds on to the position of a file, which
+        # others move on, and for other sources to the lock of the pipe, without which its other
+        # end cannot even be closed: a process that has it would never end.
+        self._spliced = all(stat.S_ISFIFO(os.fstat(end).st_mode) for end in (source, target))
         self._holds = False
 
     def idle(self) -> bool:
@@ -246,7 +248,7 @@ class _Pump(threading.Thread):
             if wrong.errno == errno.EAGAIN:
                 _await_both(self._source, self._target)
             elif self._spliced and wrong.errno in {errno.EINVAL, errno.ENOSYS}:
-                self._spliced = False  # the source is something that cannot
+                self._spliced = False
             else:
                 return False
             return True
