@@ -40,6 +40,15 @@ def forget(root: Path, name: str) -> None:
     (root / _FOLDER / name).unlink(missing_ok=True)
 
 
+def forget_failed(root: Path, name: str) -> None:
+    """A start that failed: forget it, unless something of it is left (its supervisor was killed,
+    or has not cleared it away yet). Then the note stays for who clears it away.
+    """
+    if not (root / "sandboxes" / name).exists():
+        forget(root, name)
+        (root / "uses" / f"{name}.json").unlink(missing_ok=True)
+
+
 def owner_of(root: Path, name: str) -> tuple[Owner, float] | None:
     """Whose a sandbox is, and since when (POSIX time)."""
     try:

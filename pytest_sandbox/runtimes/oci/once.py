@@ -60,8 +60,7 @@ def run_once(
             channel.result()
             return _end(channel)
     except BaseException:
-        runtime.store.release(name)
-        leavings.forget(root, name)
+        leavings.forget_failed(root, name)
         raise
 
 

@@ -284,8 +284,7 @@ class OciRuntime:
             control.close()
             for descriptor in (*theirs, *([counters] if counters >= 0 else [])):
                 os.close(descriptor)
-            self.store.release(order.id)
-            leavings.forget(self._root, order.id)
+            leavings.forget_failed(self._root, order.id)
             raise
         container = OciContainer(
             self, order, channel, started, said=control.said, counters=counters
