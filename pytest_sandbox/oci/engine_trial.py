@@ -118,8 +118,10 @@ def _bundle(place: Path, init: Init, ids: IdSpace, access: Access, name: str) ->
     place.chmod(0o711)
     root = place / "rootfs"
     for folder in (root, root / "proc", root / "dev"):
-        folder.mkdir(mode=0o755)
-    (root / "init").touch(0o755)
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever our umask is
+    (root / "init").touch()
+    (root / "init").chmod(0o755)
     (place / "config.json").write_text(json.dumps(_spec(init, ids, access, name)))
 
 

@@ -306,6 +306,35 @@ def test_close_during_a_command(start: Callable[..., System]):
     assert len(errors) == 1
 
 
+UMASK = """
+import os, sys
+os.umask(0o077)
+from pytest_sandbox.limits import Limits
+from pytest_sandbox.runtimes.base import SandboxSpec
+from pytest_sandbox.runtimes.docker import DockerRuntime
+from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+from pytest_sandbox.runtimes.owner import current_owner
+from pytest_sandbox.targets import Target
+image, target, run, name = sys.argv[1:]
+runtime = {"docker": DockerRuntime, "podman": DockerRuntime, "oci": OciRuntime}[name]()
+system = runtime.start(SandboxSpec(image, Target.parse(target), Limits()), current_owner(run))
+print(system.run(["id", "-u"]).stdout.strip(), system.run(["id", "-u"], user="daemon").stdout)
+system.close()
+runtime.close()
+"""
+
+
+def test_a_strict_umask_of_ours_does_not_matter(runtime: Runtime, image: str, target: object):
+    done = subprocess.run(
+        [sys.executable, "-c", UMASK, image, str(target), RUN + "umask", runtime.name],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["0", "1"], done.stderr
+
+
 def test_a_fork_cannot_use_what_its_parent_started(start: Callable[..., System]):
     system = start()
     assert system.run(["true"]).ok

@@ -119,7 +119,8 @@ def try_out(store: Store, name: str) -> Attempt:
     snapshotter = find_snapshotter(name)
     with store.work() as work:
         place = work.folder / "trial"
-        place.mkdir(mode=0o755)
+        place.mkdir()
+        place.chmod(0o755)
         if os.geteuid() == 0:
             os.chown(place, *store.caller.ids.root)
         descriptor = os.open(place, _FOLDER)

@@ -22,6 +22,7 @@ def settle(client: socket.socket, setup: Mapping[str, Any]) -> int | None:
     """
     linux.prctl(linux.PR_SET_NAME, b"sandbox-keeper")
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    os.umask(0o022)  # the client's may close what sandboxes have to walk through
     if setup["rootless"]:
         linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
         messages.send(client, {"map": os.getpid()})
