@@ -201,7 +201,7 @@ def emulation_problem(
 
 
 def _environment(environ: Mapping[str, str], work: Path) -> dict[str, str]:
-    kept = ("HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    kept = ("SSL_CERT_FILE", "SSL_CERT_DIR")
     env = {name: environ[name] for name in kept if name in environ}
     env |= proxy_environment(environ)
     if "http_proxy" not in env:
@@ -212,8 +212,11 @@ def _environment(environ: Mapping[str, str], work: Path) -> dict[str, str]:
                 env[f"{scheme}_proxy"] = value
     path = environ.get("PATH", os.defpath)
     return env | {
-        "PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin",
+        # Debian's tools want Debian's python3 and perl.
+        "PATH": f"/usr/sbin:/usr/bin:/sbin:/bin:{path}:/usr/local/sbin",
         "LC_ALL": "C.UTF-8",
+        # The root of mmdebstrap's user namespace is somebody else, whom HOME may be closed to.
+        "HOME": str(work),
         "TMPDIR": str(work),
         "DEBIAN_FRONTEND": "noninteractive",
         "SOURCE_DATE_EPOCH": environ.get("SOURCE_DATE_EPOCH", "") or str(EPOCH),
@@ -312,6 +315,7 @@ def _run(
     with subprocess.Popen(
         list(argv),
         env=dict(env),
+        cwd=env["TMPDIR"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
