@@ -24,6 +24,7 @@ from pytest_sandbox.runtimes.bases import ensure_base
 from pytest_sandbox.runtimes.detect import find_runtime
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target, host_arch, host_family
+from tests.acceptance.leftovers import on
 
 ARCH = host_arch()
 DEBIAN = Target("linux", ARCH, "debian")
@@ -93,6 +94,7 @@ def test_the_base_stands_under_the_name_of_families_toml(engine):
     assert "apt " in result.stdout
 
 
+@on["oci"]
 def test_the_command_line_makes_another_suite_under_the_name_it_is_given(
     engine, tmp_path, monkeypatch
 ):

@@ -103,6 +103,7 @@ def test_build_list_prune(folder, engine):
     assert name not in tool("image", "list", cwd=folder).stdout
 
 
+@on["docker"]
 def test_build_says_what_fails(folder, engine):
     (folder / "broken.toml").write_text(
         RECIPE.replace(
@@ -120,6 +121,7 @@ def test_build_says_what_fails(folder, engine):
     )
 
 
+@on["oci"]
 def test_bootstrap_names_what_it_cannot_do(folder):
     done = tool("image", "bootstrap", "alpine", cwd=folder)
     assert done.returncode == 1

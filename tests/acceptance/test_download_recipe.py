@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 from pytest_sandbox.targets import host_arch
+from tests.acceptance.leftovers import on
 from tests.acceptance.running import run_pytest
 from tests.recipes.site import closed_port, serve
 from tests.recipes.templates import fill
@@ -69,6 +70,7 @@ def test_pinned_script(tmp_path, site):
     assert only(run).outcome == "passed", run.output
 
 
+@on["oci"]
 def test_missing_archive_is_upstreams_fault(tmp_path, site):
     (site / ARCHIVE).unlink()
     with serve(site) as port:
@@ -80,6 +82,7 @@ def test_missing_archive_is_upstreams_fault(tmp_path, site):
     assert run.status == 1
 
 
+@on["oci"]
 def test_another_archive_is_upstreams_fault(tmp_path, site):
     (site / f"{ARCHIVE}.sha256").write_text(f"{'0' * 64}  {ARCHIVE}\n")
     with serve(site) as port:
@@ -89,6 +92,7 @@ def test_another_archive_is_upstreams_fault(tmp_path, site):
     assert case.message.startswith("install: upstream: "), case.message
 
 
+@on["oci"]
 def test_another_script_is_upstreams_fault(tmp_path, site):
     with serve(site) as port:
         run = prove(tmp_path, fill("hello-pinned", tmp_path, PORT=port, SHA256="0" * 64))
@@ -97,6 +101,7 @@ def test_another_script_is_upstreams_fault(tmp_path, site):
     assert case.message.startswith("install: upstream: "), case.message
 
 
+@on["oci"]
 def test_closed_server_is_the_networks_fault(tmp_path):
     run = prove(tmp_path, fill("hello-download", tmp_path, PORT=closed_port()))
     case = only(run)
@@ -104,6 +109,7 @@ def test_closed_server_is_the_networks_fault(tmp_path):
     assert case.message.startswith("install: network: "), case.message
 
 
+@on["oci"]
 def test_no_version_is_a_skip_with_the_option_to_use(tmp_path, site):
     with serve(site) as port:
         recipe = fill("hello-download", tmp_path, PORT=port)

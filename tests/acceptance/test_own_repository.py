@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tests.acceptance.leftovers import on
 from tests.acceptance.running import run_pytest
 from tests.recipes.apt_repository import build_repository, signer
 from tests.recipes.site import serve
@@ -78,6 +79,7 @@ def test_package_from_our_repository(tmp_path, good):
     assert case.properties["sandbox.image"].startswith(f"{PREFIX}:")
 
 
+@on["oci"]
 def test_another_key_is_upstreams_fault(tmp_path, good, other):
     site, _ = publish(tmp_path, other, other.key())
     # Of a key that was never served: one that was lies in the download cache, by its hash.
@@ -100,6 +102,7 @@ def test_another_signature_fails(tmp_path, good, other):
     assert "not signed" in run.output or "signature" in run.output.lower()
 
 
+@on["docker"]
 def test_another_package_fails(tmp_path, good):
     site, digest = publish(tmp_path, good, good.key())
     package = next(site.glob("*.deb"))
