@@ -88,8 +88,9 @@ class Supervisor:
         if not self._lasting:
             watch = os.pidfd_open(self._setup["client"])
             self._selector.register(watch, selectors.EVENT_READ, ("client-gone", None))
-        gc.collect()
+        # Collecting would write to every page that children share, and find next to nothing.
         gc.freeze()
+        gc.enable()
         messages.send(self._main, {"ready": os.getpid()})
         while not self._finished():
             for worker in self._pool.tired():
@@ -166,11 +167,10 @@ class Supervisor:
                 os.close(descriptor)
 
     def _find(self, name: str) -> Any:
-        """A job. It is imported here, once: the children share it, and do not collect it."""
+        """A job. It is imported here, once: the children share it."""
         before = len(sys.modules)
         job = find_job(name)
         if len(sys.modules) > before:
-            gc.collect()
             gc.freeze()
         return job
 

@@ -118,7 +118,7 @@ def _withdraw(channel: socket.socket, log: int) -> int:
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
     sys.dont_write_bytecode = True
-    gc.enable()
+    gc.disable()  # until it serves: there is nothing to collect in what was just imported
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH"):
         signal.signal(signal.Signals[name], signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
