@@ -225,5 +225,5 @@ def rooms_of(pids: Collection[int]) -> list[str]:
         str(path)
         for place in ("/tmp", "/run", "/var/tmp")
         for path in Path(place).glob("pytest-sandbox-room-*")
-        if int(path.name.split("-")[4]) in pids
+        if path.name.split("-")[4:5] in [[str(pid)] for pid in pids]
     ]

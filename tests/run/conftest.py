@@ -220,7 +220,7 @@ class Cli:
         for name in ("containers", "sandboxes", "uses", "trash", "tmp", "leases"):
             if (store / name).is_dir():
                 found += [str(e) for e in (store / name).iterdir() if e.name != ".lock"]
-        for room in Path("/tmp").glob("pytest-sandbox-room-*"):
+        for room in Path("/tmp").glob("pytest-sandbox-room-*-*-*"):
             with contextlib.suppress(FileNotFoundError):
                 made = room.lstat()
                 supervisor = Path("/proc", room.name.split("-")[4])
