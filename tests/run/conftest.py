@@ -214,7 +214,7 @@ class Cli:
         return json.loads(self.good("inspect", "--json", name))
 
     def left(self):
-        """What there still is of sandboxes: files of the store, mount points, control groups."""
+        """What there still is of sandboxes: files of the store, mounts outside of supervisors."""
         store = self.data / "oci"
         found = []
         for name in ("containers", "sandboxes", "uses", "trash", "tmp", "leases"):

@@ -6,7 +6,7 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-COUNT = {"self": 300, "user": 100}
+COUNT = {"self": 300, "user": 64}
 AT_ONCE = 16
 
 
