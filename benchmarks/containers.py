@@ -309,6 +309,8 @@ def left_over(data: Path) -> set[str]:
     """What sandboxes of ours can leave: processes (and so their namespaces), namespaces that are
     held open, mounts, cgroups, rooms and files.
     """
+    from pytest_sandbox.oci.cgroups import find_cgroups
+
     found, mine = set(), str(os.getpid())
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -329,8 +331,7 @@ def left_over(data: Path) -> set[str]:
             place = line.split()[4]
             if str(data) in place or "pytest-sandbox" in place:
                 found.add(f"mount {place} of {whose}")
-    groups = Path("/sys/fs/cgroup").glob("**/pytest-sandbox/ps-once-*")
-    found |= {f"cgroup {path}" for path in groups}
+    found |= {f"cgroup {name}" for name in find_cgroups().names() if f"-once-{mine}-" in name}
     found |= {f"room {path}" for path in Path("/tmp").glob(f"pytest-sandbox-room-*-{mine}-*")}
     for name in ("sandboxes", "owners", "uses", "trash", "leases", "containers"):
         found |= {f"file {path}" for path in (data / "oci" / name).glob("*")}

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,7 +80,8 @@ def parts_of_builds(runtime: OciRuntime, pid: int) -> list[str]:
     found = [str(path) for name in ("tmp", "leases") for path in (store.root / name).iterdir()]
     found += [str(path) for path in (store.root / "trash").glob("work.*")]
     found += [str(path) for path in (store.root / "owners").glob(f"ps-build-{pid}-*")]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*ps-build-{pid}-*")]
+    groups = runtime.machine.access.cgroups.names()
+    found += [name for name in groups if name.startswith(f"ps-build-{pid}-")]
     used = {key for image in store.images() for key in image.keys}
     return [*found, *(key for key in store.layers.all() if key not in used)]
 
