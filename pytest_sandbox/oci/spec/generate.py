@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import posixpath
 import re
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ def generate(
             "readonlyPaths": list(mounting.READ_ONLY),
             "seccomp": seccomp(
                 architecture or host_platform().architecture,
-                kernel or platform.release(),
+                kernel or os.uname().release,
                 DEFAULT,
                 native_only=native_only,
             ),

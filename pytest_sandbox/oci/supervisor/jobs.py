@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import sys
-import traceback
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -168,6 +167,8 @@ def describe(error: BaseException) -> dict[str, Any]:
         told |= {"errno": error.errno, "strerror": error.strerror}
         told |= {"path": _text(error.filename)}
     else:
+        import traceback
+
         told["trace"] = "".join(traceback.format_exception(error))[-4000:]
     return told
 

@@ -87,9 +87,6 @@ def fork(jobs: Sequence[str] = ()) -> Child:
 
     `jobs` are modules of jobs that it will need.
     """
-    from pytest_sandbox.oci.supervisor.jobs import load
-    from pytest_sandbox.oci.supervisor.process import main
-
     mine, theirs = messages.pair()
     log = os.memfd_create("pytest-sandbox-supervisor")
     pid = os.fork()
@@ -97,10 +94,14 @@ def fork(jobs: Sequence[str] = ()) -> Child:
         theirs.close()
         return Child(pid, mine, log)
     try:
-        descriptor = _withdraw(theirs, log)
-        for name in jobs:
+        os.setsid()
+        gc.disable()  # until it serves: there is nothing to collect in what is just imported
+        from pytest_sandbox.oci.supervisor.jobs import load
+        from pytest_sandbox.oci.supervisor.process import main
+
+        for name in jobs:  # here, and not in the command: it goes on meanwhile
             load(name)
-        main(descriptor)
+        main(_withdraw(theirs, log))
     except BaseException:
         import traceback
 
@@ -113,12 +114,10 @@ def fork(jobs: Sequence[str] = ()) -> Child:
 
 def _withdraw(channel: socket.socket, log: int) -> int:
     """Leave everything of the command behind but the channel, whose descriptor it gives."""
-    os.setsid()
     os.chdir("/")
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
     sys.dont_write_bytecode = True
-    gc.disable()  # until it serves: there is nothing to collect in what was just imported
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH"):
         signal.signal(signal.Signals[name], signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)

@@ -13,7 +13,6 @@ import os
 import posixpath
 import secrets
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import (
@@ -192,8 +191,7 @@ class _Build:
     def _ordered(self, folder: Path, argv: tuple[str, ...], env: Mapping[str, str]) -> Order:
         limits, machine = self._request.limits, self._runtime.machine
         name = f"ps-build-{os.getpid()}-{secrets.token_hex(5)}"
-        return replace(
-            self._order,
+        return self._order._replace(
             id=name,
             layers=self._draft.folders,
             folder=str(folder),

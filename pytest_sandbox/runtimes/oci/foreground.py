@@ -17,15 +17,35 @@ import termios
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import RuntimeUnavailable, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import Protocol
 
     from pytest_sandbox.oci.supervisor import Channel
+
+    class Streams(Protocol):
+        """How a process is connected with ours. `theirs` are its stdin, stdout and stderr."""
+
+        wants_console: bool
+        theirs: list[int]
+
+        def begin(self, console: int, signals: Signals) -> None:
+            """Copy, from now on; `console` is the other side of its terminal."""
+
+        def finish(self, seconds: float | None) -> None:
+            """Wait until everything that the process wrote is out, at most so many seconds."""
+
+        def given(self) -> None:
+            """The process has its ends: close our copies."""
+
+        def close(self) -> None:
+            """Give back what is still held, and the terminal as it was."""
+
 
 FORWARDED: Final = (
     signal.SIGTERM,
@@ -100,25 +120,6 @@ class Signals:
         self._channel, self._group = channel, group
         while self._waiting:
             channel.signal(self._waiting.pop(0))
-
-
-class Streams(Protocol):
-    """How a process is connected with ours. `theirs` are its stdin, stdout and stderr."""
-
-    wants_console: bool
-    theirs: list[int]
-
-    def begin(self, console: int, signals: Signals) -> None:
-        """Copy, from now on; `console` is the other side of its terminal."""
-
-    def finish(self, seconds: float | None) -> None:
-        """Wait until everything that the process wrote is out, at most so many seconds."""
-
-    def given(self) -> None:
-        """The process has its ends: close our copies."""
-
-    def close(self) -> None:
-        """Give back what is still held, and the terminal as it was."""
 
 
 class Pipes:

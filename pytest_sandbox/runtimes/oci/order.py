@@ -1,15 +1,20 @@
-"""What is to be started: everything a launch job needs, as plain data."""
+"""What is to be started: everything a launch job needs, as plain data.
+
+Named tuples: a short command pays for every class that is made.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Ranges = tuple[tuple[int, int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MountOrder:
+class MountOrder(NamedTuple):
     """A folder or file of the host at `target`. `own`: ours, as it is; else one of the caller's,
     whose files are to belong to the sandbox's root.
     """
@@ -20,8 +25,7 @@ class MountOrder:
     own: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LimitOrder:
+class LimitOrder(NamedTuple):
     """The limits to set; None for none. `weak` says that the cgroup cannot, and processes are
     limited by other means (see weak.py).
     """
@@ -33,8 +37,7 @@ class LimitOrder:
     weak: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """One sandbox. Paths are the host's.
 
     `layers` are the store's layer folders, the lowest first; `folder` is the sandbox's own in the
@@ -60,7 +63,7 @@ class Order:
     network: str = "none"
     ports: tuple[str, ...] = ()
     mounts: tuple[MountOrder, ...] = ()
-    tmpfs: dict[str, int] = field(default_factory=dict)
+    tmpfs: Mapping[str, int] = MappingProxyType({})
     read_only: bool = False
     no_new_privileges: bool = False
     stop_signal: str = ""
@@ -86,7 +89,12 @@ class Order:
 
     def document(self) -> dict[str, Any]:
         """As JSON carries it."""
-        return asdict(self)
+        return {
+            **self._asdict(),
+            "mounts": [mount._asdict() for mount in self.mounts],
+            "limits": self.limits._asdict(),
+            "tmpfs": dict(self.tmpfs),
+        }
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Order:

@@ -31,8 +31,8 @@ SOCKET: Final = "s"
 END: Final = "end"
 REASON: Final = "reason"
 _STATE: Final = "state.json"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_ID: Final = re.compile(r"[0-9a-f]{32}")
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+_ID: Final = r"[0-9a-f]{32}"
 _PATIENCE: Final = 3600.0
 """A folder that nobody finished is left alone for so many seconds."""
 
@@ -44,7 +44,7 @@ def new_id() -> str:
 
 def check_name(name: str) -> str:
     """`name`, if it can be a sandbox's. Raises UsageError."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         msg = f"{name[:140]!r} is no name of a sandbox"
         raise UsageError(msg, next_step="begin with a letter or digit; then also _ . and -")
     return name
@@ -130,7 +130,7 @@ class Containers:
 
     def find(self, text: str) -> Container:
         """The one of this name, id, or beginning of an id. Raises UnknownSandbox, UsageError."""
-        if _ID.fullmatch(text):
+        if re.fullmatch(_ID, text):
             exact = _look(self.root / text)
             if exact is not None:
                 return exact

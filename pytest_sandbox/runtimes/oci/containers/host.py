@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "machine.json"
 _FORMAT: Final = 1
-_SHARED: Final = (
+_JOBS: Final = (
     "pytest_sandbox.runtimes.oci.launch",
     "pytest_sandbox.runtimes.oci.containers.ending",
 )
@@ -72,9 +71,7 @@ class Host:
         """
         from pytest_sandbox.oci.supervisor.spawn import fork
 
-        for name in _SHARED:
-            import_module(name)
-        self.supervisor.spawned = fork(_SHARED)
+        self.supervisor.spawned = fork(_JOBS)
         threading.Thread(target=self._begin, name="sandbox-host", daemon=True).start()
 
     def _begin(self) -> None:

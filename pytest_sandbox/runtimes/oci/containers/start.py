@@ -20,7 +20,7 @@ from pytest_sandbox.runtimes.oci.containers.host import Host
 from pytest_sandbox.runtimes.oci.containers.reaching import to_group
 from pytest_sandbox.runtimes.oci.containers.reaping import reap
 from pytest_sandbox.runtimes.oci.containers.record import Record, shell_status
-from pytest_sandbox.runtimes.oci.foreground import Pipes, Signals, Streams, attend
+from pytest_sandbox.runtimes.oci.foreground import Pipes, Signals, attend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.supervisor import Channel
     from pytest_sandbox.runtimes.oci.containers.request import Request
+    from pytest_sandbox.runtimes.oci.foreground import Streams
     from pytest_sandbox.runtimes.oci.order import Order
 
 TIMEOUT: Final = 124
