@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
+    from pytest_sandbox.oci.supervisor import Supervisor
+
 LIBRARY, COMMAND, RUNC, DOCKER, PODMAN = (
     "pytest-sandbox, library",
     "pytest-sandbox run --rm",
@@ -58,29 +60,24 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
         temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp")))
         temp.chmod(0o755)
         field = Field(stack, temp, given.image or "")
-        before = left_over(field.data)
+        before = left_over(field.data, field.runtime.supervisor)
         rounds = given.rounds or 40
-        yield _judged(
-            Contest(
-                "containers: one that runs `true`, whole",
-                interleave(field.single(), rounds, warmup=2),
-                skipped=dict(field.skipped),
-            )
-        )
-        many = {
-            name: field.several(call)
-            for name, call in field.single().items()
-            if name not in {DOCKER, PODMAN, SYSTEM}
-        }
-        contest = Contest(
-            f"containers: {SEVERAL} that run `true`, {AT_ONCE} at once",
-            interleave(many, max(3, rounds // 15), warmup=0),
-        )
-        field.close()
-        left = sorted(left_over(field.data) - before)
+        # The daemons' tidying up would fall on the others: their turns are apart.
+        judged, others = field.judged(), field.others()
+        single = interleave(judged, rounds, warmup=2)
+        yield _judged(Contest("containers: one that runs `true`, whole", single))
+        many = {name: field.several(call) for name, call in judged.items()}
+        turns = interleave(many, max(3, rounds // 8), warmup=1)
+        contest = Contest(f"containers: {SEVERAL} that run `true`, {AT_ONCE} at once", turns)
+        left = sorted(left_over(field.data, field.runtime.supervisor) - before)
         contest.notes += [f"left: {line}" for line in left[:20]]
         contest.bars.append(Bar("things left behind by ours", len(left), 0, unit=""))
         yield _judged(contest)
+        yield Contest(
+            "containers: one that runs `true`, others",
+            interleave(others, max(3, rounds // 2)),
+            skipped=dict(field.skipped),
+        )
 
 
 def _judged(contest: Contest) -> Contest:
@@ -230,18 +227,20 @@ class Field:
 
     # --- candidates -------------------------------------------------------------------------
 
-    def single(self) -> dict[str, Callable[[], float | None]]:
+    def judged(self) -> dict[str, Callable[[], float | None]]:
         """Name -> what runs one container to its end."""
+        return {LIBRARY: self.library, RUNC: self.runc, COMMAND: self.command}
+
+    def others(self) -> dict[str, Callable[[], float | None]]:
+        """For information, those that can take part."""
+        if DOCKER not in self.skipped and shutil.which("docker") is None:
+            self.skipped[DOCKER] = "no docker on PATH"
         every: dict[str, Callable[[], float | None]] = {
-            LIBRARY: self.library,
-            RUNC: self.runc,
-            COMMAND: self.command,
             SYSTEM: self.system,
+            LIBRARY: self.library,
             DOCKER: self.docker,
             PODMAN: self.podman,
         }
-        if DOCKER not in self.skipped and shutil.which("docker") is None:
-            self.skipped[DOCKER] = "no docker on PATH"
         return {name: call for name, call in every.items() if name not in self.skipped}
 
     def several(self, call: Callable[[], float | None]) -> Callable[[], None]:
@@ -305,7 +304,7 @@ class Field:
         return self.run(*self.podman_words())
 
 
-def left_over(data: Path) -> set[str]:
+def left_over(data: Path, keeper: Supervisor) -> set[str]:
     """What sandboxes of ours can leave: processes (and so their namespaces), namespaces that are
     held open, mounts, cgroups, rooms and files.
     """
@@ -326,7 +325,7 @@ def left_over(data: Path) -> set[str]:
             target = str(descriptor.readlink())
             if target.startswith(("net:", "mnt:", "user:", "pid:")):
                 found.add(f"namespace {target}")
-    for whose in ("1", mine):
+    for whose in ("1", mine, str(keeper.pid)):
         for line in Path(f"/proc/{whose}/mountinfo").read_text(errors="replace").splitlines():
             place = line.split()[4]
             if str(data) in place or "pytest-sandbox" in place:

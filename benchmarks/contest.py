@@ -124,13 +124,16 @@ def duration(seconds: float) -> str:
 def interleave(candidates: Candidates, rounds: int, *, warmup: int = 1) -> dict[str, list[float]]:
     """Call every candidate once a round; the seconds it gives, or the wall clock of the call.
 
-    The first `warmup` rounds fill caches and are not counted.
+    The order rotates, and after a turn of all of them it is reversed: what a candidate leaves to be
+    done (a daemon that tidies up) falls on different ones. The first `warmup` rounds fill caches and
+    are not counted.
     """
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmup, rounds):
         shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        order = names[shift:] + names[:shift]
+        for name in order[::-1] if number // len(names) % 2 else order:
             began = time.perf_counter()
             measured = candidates[name]()
             took = time.perf_counter() - began if measured is None else measured
