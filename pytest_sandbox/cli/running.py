@@ -38,13 +38,19 @@ def perform(options: dict[str, Any]) -> int:
     streams = None
     if not request.detached:
         streams = streams_for(interactive=request.interactive, tty=request.tty, whole=True)
+    from pytest_sandbox.oci.supervisor.spawn import fork
+    from pytest_sandbox.runtimes.oci.containers import JOBS
+
+    # A fork, and before the rest is imported: a new interpreter would take longer, and the process
+    # imports its own part beside this one.
+    spawned = fork(JOBS)
     from pytest_sandbox.runtimes.oci.containers.start import Run
     from pytest_sandbox.runtimes.oci.foreground import Signals
 
     status = 0
     with engine_errors() as ended, Signals() as signals:
         try:
-            with Run(store_folder(), request) as run:
+            with Run(store_folder(), request, spawned) as run:
                 image = run.image(_Pull(settings, quiet=options["quiet"]))
                 if streams is None:
                     identity = run.detached(image)

@@ -24,13 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_sandbox.oci.images import Image
+    from pytest_sandbox.oci.supervisor.spawn import Child
 
 FILE: Final = "machine.json"
 _FORMAT: Final = 1
-_JOBS: Final = (
-    "pytest_sandbox.runtimes.oci.launch",
-    "pytest_sandbox.runtimes.oci.containers.ending",
-)
 _CONTROLLERS: Final = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 
 
@@ -65,13 +62,11 @@ class Host:
         chosen = self._found.snapshotter if self._found else snapshotter
         self.store = Store(root, self.supervisor, chosen)
 
-    def begin(self) -> None:
-        """Start the supervisor as a fork of this process, which must be a command that has just
-        begun: a new interpreter would have to import everything again.
+    def begin(self, spawned: Child) -> None:
+        """Start the supervisor, whose process is there, behind the scenes: finding an image takes
+        as long.
         """
-        from pytest_sandbox.oci.supervisor.spawn import fork
-
-        self.supervisor.spawned = fork(_JOBS)
+        self.supervisor.spawned = spawned
         threading.Thread(target=self._begin, name="sandbox-host", daemon=True).start()
 
     def _begin(self) -> None:

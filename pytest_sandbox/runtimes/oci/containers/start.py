@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci.store.owners import owner_of
+from pytest_sandbox.oci.supervisor.spawn import fork
+from pytest_sandbox.runtimes.oci.containers import JOBS
 from pytest_sandbox.runtimes.oci.containers.folder import (
     REASON,
     Containers,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.supervisor import Channel
+    from pytest_sandbox.oci.supervisor.spawn import Child
     from pytest_sandbox.runtimes.oci.containers.request import Request
     from pytest_sandbox.runtimes.oci.foreground import Streams
     from pytest_sandbox.runtimes.oci.order import Order
@@ -52,8 +55,10 @@ class Run:
     is not to stay.
     """
 
-    def __init__(self, root: Path, request: Request) -> None:
-        """`root` is the store's folder."""
+    def __init__(self, root: Path, request: Request, spawned: Child | None = None) -> None:
+        """`root` is the store's folder; `spawned` the process that becomes the supervisor, which
+        else is forked here.
+        """
         self._request = request
         self._host = Host(
             root,
@@ -61,7 +66,7 @@ class Run:
             snapshotter=request.snapshotter,
             lasting=request.detached,
         )
-        self._host.begin()
+        self._host.begin(spawned or fork(JOBS))
         self._containers = Containers(root)
         self._folder: Path | None = None
         self._channel: Channel | None = None
