@@ -328,7 +328,7 @@ def left_over(data: Path, keeper: Supervisor) -> set[str]:
     for whose in ("1", mine, str(keeper.pid)):
         for line in Path(f"/proc/{whose}/mountinfo").read_text(errors="replace").splitlines():
             place = line.split()[4]
-            if str(data) in place or "pytest-sandbox" in place:
+            if str(data) in place or place.startswith(f"{keeper.room}/"):
                 found.add(f"mount {place} of {whose}")
     found |= {f"cgroup {name}" for name in find_cgroups().names() if f"-once-{mine}-" in name}
     found |= {f"room {path}" for path in Path("/tmp").glob(f"pytest-sandbox-room-*-{mine}-*")}

@@ -125,8 +125,8 @@ def interleave(candidates: Candidates, rounds: int, *, warmup: int = 1) -> dict[
     """Call every candidate once a round; the seconds it gives, or the wall clock of the call.
 
     The order rotates, and after a turn of all of them it is reversed: what a candidate leaves to be
-    done (a daemon that tidies up) falls on different ones. The first `warmup` rounds fill caches and
-    are not counted.
+    done (a daemon that tidies up) falls on different ones. The first `warmup` rounds fill caches
+    and are not counted.
     """
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
