@@ -405,7 +405,8 @@ class RunSession:
             if self.main:
                 from pytest_sandbox.runtimes.runs import leave_run
 
-                runtime.sweep(self.run)
+                with suppress(SandboxError):  # the next run's reaper looks again
+                    runtime.sweep(self.run)
                 leave_run(self.run)
             runtime.close()
         atexit.unregister(self.close)

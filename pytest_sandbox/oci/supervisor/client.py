@@ -242,6 +242,7 @@ class Supervisor:
         self.pid = child.pid
 
     def _lost(self) -> RuntimeUnavailable:
+        self.close()  # the next job starts another one
         return RuntimeUnavailable(
             "the supervisor of sandboxes is gone", next_step="look whether it was killed"
         )
