@@ -35,8 +35,8 @@ def run_once(
 
     `stdio` are descriptors for its stdin, stdout and stderr, which stay open; without them it reads
     and writes nothing. `values` are further fields of the Order (network, env, user, ...). When
-    this returns, no process, mount, cgroup or file of the sandbox is left. Raises SandboxError
-    where it cannot be started.
+    this returns, no process, mount or cgroup of the sandbox is left; its files are in the store's
+    trash, which the supervisor is emptying. Raises SandboxError where it cannot be started.
     """
     root, name = runtime.store.root, f"ps-{RUN}-{os.getpid()}-{secrets.token_hex(6)}"
     order = runtime.machine.order(
@@ -65,10 +65,13 @@ def run_once(
 
 
 def _end(channel: Channel) -> int:
-    """Wait until nothing is left; the status."""
+    """Wait until it is cleared away; the status."""
     status: int | None = None
-    while (received := channel.receive()) is not None and "gone" not in received[0]:
-        status = received[0].get("exit", status)
+    while (received := channel.receive()) is not None:
+        message = received[0]
+        status = message.get("exit", status)
+        if "gone" in message or "cleared" in message.get("said", {}):
+            break
     if status is None:
         msg = "the supervisor of the sandbox is gone, and the sandbox with it"
         raise RuntimeUnavailable(msg, next_step="look whether it was killed")
