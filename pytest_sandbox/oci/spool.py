@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _PIPE: Final = 1 << 20
 _STEP: Final = 1 << 20
+_WORTH_WAKING: Final = 1 << 19
+"""A feeder is woken for so many bytes, not for each block: that costs more than moving them."""
+_NEVER: Final = 1 << 62
 
 
 class Stopped(Exception):
@@ -39,6 +42,7 @@ class Spool:
         self._ended = False
         self._stopped = False
         self._error: BaseException | None = None
+        self._wake_at = _NEVER
         self.generation = 0
 
     # --- the source's side ------------------------------------------------------------------
@@ -49,7 +53,9 @@ class Spool:
             if self._stopped:
                 raise Stopped
             self._writer.write(block)
-            self._state.notify_all()
+            if self._writer.size >= self._wake_at:
+                self._wake_at = _NEVER
+                self._state.notify_all()
 
     def restart(self) -> None:
         """Forget all bytes: the blob comes again from its start."""
@@ -132,6 +138,7 @@ class Spool:
             while True:
                 if self._stopped or self._error is not None or self.generation != generation:
                     return None
-                if writer.size > offset or self._ended:
+                if writer.size >= offset + _WORTH_WAKING or self._ended:
                     return writer.size
+                self._wake_at = min(self._wake_at, offset + _WORTH_WAKING)
                 self._state.wait()
