@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +26,7 @@ from tests.contract.conftest import RUN
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_sandbox.oci.store import Store
     from pytest_sandbox.runtimes.base import Runtime, System
     from pytest_sandbox.targets import Target
 
@@ -77,13 +80,35 @@ def left_on_engine(runtime: DockerRuntime, request: BuildRequest) -> list[str]:
 def parts_of_builds(runtime: OciRuntime, pid: int) -> list[str]:
     """Work, sandboxes of builds and their cgroups, and layers that belong to no image."""
     store = runtime.store
-    found = [str(path) for name in ("tmp", "leases") for path in (store.root / name).iterdir()]
+    others = leases_of_others(store)
+    found = [
+        str(path)
+        for name in ("tmp", "leases")
+        for path in (store.root / name).iterdir()
+        if path.name not in others
+    ]
     found += [str(path) for path in (store.root / "trash").glob("work.*")]
     found += [str(path) for path in (store.root / "owners").glob(f"ps-build-{pid}-*")]
     groups = runtime.machine.access.cgroups.names()
     found += [name for name in groups if name.startswith(f"ps-build-{pid}-")]
     used = {key for image in store.images() for key in image.keys}
+    used |= {word for text in others.values() for word in text.split()}
     return [*found, *(key for key in store.layers.all() if key not in used)]
+
+
+def leases_of_others(store: Store) -> dict[str, str]:
+    """Work that other living processes (of the same tests) are at: name -> what it protects."""
+    holders = {}
+    for line in Path("/proc/locks").read_text().splitlines():
+        _, kind, *_, pid, place, _, _ = line.split()
+        if kind == "FLOCK":
+            holders[int(place.rpartition(":")[2])] = int(pid)
+    found = {}
+    for lease in (store.root / "leases").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if holders.get(lease.stat().st_ino, os.getpid()) != os.getpid():
+                found[lease.name] = lease.read_text()
+    return found
 
 
 def test_build(

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from pytest_sandbox.oci.lifetimes import started
+from pytest_sandbox.oci.waiting import ended
 
 _NAME: Final = "first.pid"
+_PATIENCE: Final = 5.0
 
 
 def file_of(folder: str | Path) -> Path:
@@ -24,7 +26,10 @@ def file_of(folder: str | Path) -> Path:
 
 
 def kill_left(folder: str | Path) -> bool:
-    """Kill the noted process if it still lives; whether it did."""
+    """Kill the noted process if it still lives, and before that an engine that is still creating
+    it; whether the process lived.
+    """
+    _kill_engine(Path(folder).name)
     file = file_of(folder)
     try:
         pid, written = int(file.read_text(encoding="ascii")), file.stat().st_mtime
@@ -40,3 +45,13 @@ def kill_left(folder: str | Path) -> bool:
         os.kill(pid, signal.SIGKILL)
         return True
     return False
+
+
+def _kill_engine(name: str) -> None:
+    """An engine's `create` outlives the supervisor that was killed; its name is its last word."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            if words[-1] == os.fsencode(name) and b"create" in words and b"--bundle" in words:
+                os.kill(int(process.name), signal.SIGKILL)
+                ended(int(process.name), _PATIENCE)

@@ -102,12 +102,12 @@ def _collect(runtime: OciRuntime, goes: Callable[[Owner, float], bool]) -> int:
 
 def clear(runtime: OciRuntime, name: str) -> None:
     """Remove everything of a sandbox whose owner is gone: its mounts went with the supervisor."""
+    folder = runtime.store.root / "sandboxes"
+    first_process.kill_left(folder / name)
     paths = runtime.machine.access.cgroups.paths(name)
     if paths.exists():
         cgroups.kill(paths)
         cgroups.remove(paths)
-    folder = runtime.store.root / "sandboxes"
-    first_process.kill_left(folder / name)
     if (folder / name).exists():
         descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

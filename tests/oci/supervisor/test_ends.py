@@ -108,15 +108,15 @@ keeper.close()
     )
     found = one.hear()
     os.kill(found["keeper"], signal.SIGKILL)
-    assert soon(lambda: not any(map(alive, (found["job"], found["worker"]))), 2)
-    assert soon(lambda: not mounted(found["room"]), 2)
+    assert soon(lambda: not any(map(alive, (found["job"], found["worker"]))))
+    for pid in (found["pid"], *found["companions"]):  # plain processes: a sandbox has its init
+        os.kill(pid, signal.SIGKILL)
+    assert soon(lambda: not mounted(found["room"]))
     one.process.stdin.write("\n")
     one.process.stdin.flush()
     assert one.hear() == {"what": "the supervisor of sandboxes is gone", "ended": None}
     one.end()
     assert not Path(found["room"]).exists()
-    for pid in (found["pid"], *found["companions"]):  # plain processes: a sandbox has its init
-        os.kill(pid, signal.SIGKILL)
 
 
 def _busy(file, *, job):
