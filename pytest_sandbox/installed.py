@@ -102,9 +102,11 @@ def _install(
         purpose=f"installed-{plan.tool}",
     )
     try:
-        Installer(system, session.downloader, log=session.logs(f"installed-{plan.tool}")).install(
-            compile_plan(plan)
+        installer = Installer(
+            system, session.downloader, log=session.logs(f"installed-{plan.tool}")
         )
+        with session.clock.phase("install"):
+            installer.install(compile_plan(plan))
         system.snapshot(
             name=reference,
             labels={

@@ -92,6 +92,7 @@ SETTINGS: Final = (
         "REGISTRY=URL",
     ),
     Setting("registry-timeout", "float", "How long a registry may be silent, seconds", "SECONDS"),
+    Setting("durations", "flag", "Show where the time of the run went, item by item"),
     Setting("image-bound", "list", "Most that an image may bring, like layers=600", "NAME=VALUE"),
 )
 

@@ -106,9 +106,9 @@ class Proof:
             raise
 
     def _run(self) -> None:
-        with self._phase(Phase.RESOLVE):
+        with self._phase("resolve"):
             plan, programs, todo = self._resolve()
-        with self._phase(Phase.IMAGE):
+        with self._phase("image"):
             from pytest_sandbox.images.requirements import requirements_of
 
             wanted = requirements_of(plan, self.target)
@@ -158,7 +158,7 @@ class Proof:
         limits: Limits,
     ) -> None:
         # Nothing of the recipe's own runs before verify: one system with its fences does both.
-        with self._system(ready.info.name, limits, "none", Phase.INSTALL, fenced=True) as system:
+        with self._system(ready.info.name, limits, "none", fenced=True) as system:
             self._install(system, programs, limits)
             self._verify(system, plan, todo, limits)
 
@@ -172,18 +172,16 @@ class Proof:
         *,
         network: Network,
     ) -> None:
-        with self._system(
-            ready.info.name, limits, network, Phase.INSTALL, fenced=False, last=not todo
-        ) as system:
+        with self._system(ready.info.name, limits, network, fenced=False, last=not todo) as system:
             self._install(system, programs, limits)
-            with self._phase(Phase.INSTALL):
+            with self._phase("acquire"):  # the second system's files
                 snapshot = system.snapshot() if todo else ""
         if not todo:
             return
         # Verify on a second system, from the files alone: nothing that a step left running can
         # touch the verdict.
         try:
-            with self._system(snapshot, limits, "none", Phase.VERIFY, fenced=True) as system:
+            with self._system(snapshot, limits, "none", fenced=True) as system:
                 self._verify(system, plan, todo, limits)
         finally:
             self.session.discard(snapshot)
@@ -202,7 +200,7 @@ class Proof:
             timeout=limits.timeout,
             deadline=self._deadline(limits),
         )
-        with self._phase(Phase.INSTALL):
+        with self._phase("install"):
             try:
                 installer.install(programs)
             except GuidanceNeeded as missing:
@@ -217,7 +215,7 @@ class Proof:
             return
         from pytest_sandbox.plans.script import verify_environment
 
-        with self._phase(Phase.VERIFY):
+        with self._phase("verify"):
             done = run_checks(
                 system,
                 todo,
@@ -228,7 +226,7 @@ class Proof:
             )
         self.outcome.exit_status = done[-1][1].returncode
         if self.further is not None:
-            with self._phase(Phase.PROVE):
+            with self._phase("prove"):
                 self.further(system, plan)
 
     # -- around --------------------------------------------------------------------------------
@@ -239,7 +237,6 @@ class Proof:
         image: str,
         limits: Limits,
         network: Network,
-        phase: Phase,
         *,
         fenced: bool,
         last: bool = True,
@@ -248,7 +245,7 @@ class Proof:
         for note in self.session.shortfalls(limits):
             if note not in self.outcome.notices:
                 self.outcome.notices.append(note)
-        with self._phase(phase):
+        with self._phase("acquire"):
             system = self.session.start(
                 image,
                 self.target,
@@ -267,8 +264,9 @@ class Proof:
             if last:
                 self._keep(system, "always")
         finally:
-            self._measure(system)
-            self.session.release(system)
+            with self._phase("teardown"):
+                self._measure(system)
+                self.session.release(system)
 
     def _measure(self, system: System) -> None:
         if system.alive():
@@ -288,10 +286,11 @@ class Proof:
                 self.outcome.notices.append(f"the system could not be kept: {gone.what}")
 
     @contextmanager
-    def _phase(self, phase: Phase) -> Iterator[None]:
+    def _phase(self, phase: str) -> Iterator[None]:
         began = time.monotonic()
         try:
-            yield
+            with self.session.clock.phase(phase):
+                yield
         finally:
             took = time.monotonic() - began
             self.outcome.phases[phase] = self.outcome.phases.get(phase, 0.0) + took

@@ -4,6 +4,7 @@ used.
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", mark)
     given: dict[str, Any] = getattr(config, "workerinput", {})
     config.stash[STATE] = State(config, given.get("sandbox_run") or uuid.uuid4().hex)
+    if _asks_for_durations(config) and config.stash[STATE].settings.durations:
+        from pytest_sandbox.durations import Durations
+
+        config.stash[STATE].durations = durations = Durations(config)
+        config.pluginmanager.register(durations, "sandbox-durations")
     if not given:
         config.pluginmanager.register(_Reports(config.stash[STATE]), "sandbox-reports")
     state = config.stash[STATE]
@@ -127,6 +133,15 @@ def pytest_configure(config: pytest.Config) -> None:
             from pytest_sandbox.signals import end_on_sigterm
 
             end_on_sigterm(config)
+
+
+def _asks_for_durations(config: pytest.Config) -> bool:
+    """Whether it is worth reading the settings for it."""
+    return bool(
+        config.getoption("sandbox_durations")
+        or config.getini("sandbox_durations")
+        or os.environ.get("PYTEST_SANDBOX_DURATIONS")
+    )
 
 
 def _add_recipe_folders(config: pytest.Config) -> None:
@@ -280,11 +295,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     state = session.config.stash[STATE]
+    output = getattr(session.config, "workeroutput", None)
     if state.opened is not None:
-        state.opened.close()
-        output = getattr(session.config, "workeroutput", None)
+        with state.opened.clock.phase("teardown"):
+            state.opened.close()
         if output is not None:
             output["sandbox_unsupported"] = state.board.unsupported
+    if output is not None and state.durations is not None:
+        state.durations.tell_controller(output)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -205,7 +205,8 @@ class Sandbox:
         )
         self._env.update(installed_environment(plan, self._options.env))
         try:
-            installer.install(programs)
+            with session.clock.phase("install"):
+                installer.install(programs)
         except StepFailed as failed:
             if isinstance(failed, RequirementMissing):
                 failed.next_step = (

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.clock import OFF
 from pytest_sandbox.errors import ImageUnavailable, RuntimeUnavailable, SandboxError
 from pytest_sandbox.targets import Target, host_arch
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from pytest_sandbox.clock import Clock
     from pytest_sandbox.images.families import Family
     from pytest_sandbox.images.requirements import SystemRequirements
     from pytest_sandbox.images.spec import ImageSpec
@@ -88,6 +90,8 @@ class RunSession:
     has_header: bool = False
     """Whether the head of the run tells of the engine."""
     log_root: Callable[[], Path] | None = None
+    clock: Clock = OFF
+    """What measures where the time goes (`--sandbox-durations`)."""
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     why: str = ""
     """Why `auto` took this engine; empty for one that was named or given."""
@@ -155,7 +159,8 @@ class RunSession:
                 raise self._unavailable
             if self._runtime is None:
                 try:
-                    self._runtime = self._find_runtime()
+                    with self.clock.phase("engine"):
+                        self._runtime = self._find_runtime()
                 except RuntimeUnavailable as missing:
                     self._unavailable = missing
                     raise
@@ -254,6 +259,10 @@ class RunSession:
         """The image that meets the requirements, built if it must be; raises SpecError,
         ImageUnavailable, BuildFailed.
         """
+        with self.clock.phase("image"):
+            return self._image(requirements, target)
+
+    def _image(self, requirements: SystemRequirements, target: Target) -> ReadyImage:
         from pytest_sandbox.images.name import image_hash
         from pytest_sandbox.images.spec import derive_spec
         from pytest_sandbox.provision.bases import base_digests
@@ -283,6 +292,7 @@ class RunSession:
                 build_timeout=settings.build_timeout,
                 say=self.say,
                 environ=self.environ,
+                clock=self.clock,
             )
             ready = ReadyImage(done.info, spec, done.hit, done.seconds)
             self._images[key] = ready
@@ -350,7 +360,8 @@ class RunSession:
             tmpfs=dict(tmpfs or {}),
             purpose=purpose,
         )
-        system = self.runtime.start(spec, self.owner)
+        with self.clock.phase("acquire"):
+            system = self.runtime.start(spec, self.owner)
         with self._lock:
             self._open.add(system)
         return system
@@ -376,7 +387,7 @@ class RunSession:
 
     def release(self, system: System) -> None:
         """End a system off the caller's path; `close` waits for all of them."""
-        with self._lock:
+        with self.clock.phase("teardown"), self._lock:
             if system not in self._open:
                 return
             self._open.discard(system)

@@ -195,6 +195,7 @@ class Settings:
     registry_insecure: tuple[str, ...] = ()
     registry_realm: tuple[str, ...] = ()
     registry_timeout: float = 60.0
+    durations: bool = False
     image_bound: tuple[str, ...] = ()
     given: frozenset[str] = field(default_factory=frozenset)
     """The keys that somebody set."""

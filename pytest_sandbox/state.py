@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_sandbox.durations import Durations
     from pytest_sandbox.reporting import Board
     from pytest_sandbox.runtimes.base import Runtime
     from pytest_sandbox.sandbox import Sandbox
@@ -26,6 +27,8 @@ class State:
         self.config = config
         self.run = run
         self.led_workers = False
+        self.durations: Durations | None = None
+        """What measures the run, where somebody asked."""
         self._settings: Settings | None = None
         self._targets: tuple[Target, ...] | None = None
         self._session: RunSession | None = None
@@ -76,6 +79,7 @@ class State:
     def session(self) -> RunSession:
         """The run's session, made on first use."""
         if self._session is None:
+            from pytest_sandbox.clock import OFF
             from pytest_sandbox.recipe_paths import folders
             from pytest_sandbox.session import RunSession
 
@@ -91,6 +95,7 @@ class State:
                 main=not hasattr(config, "workerinput"),
                 has_header=bool(config.getoption("sandbox", False)),
                 log_root=self._log_root,
+                clock=self.durations.clock if self.durations else OFF,
             )
         return self._session
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from pytest_sandbox.clock import OFF
 from pytest_sandbox.errors import Blame, DownloadError, ImageUnavailable
 from pytest_sandbox.images.dockerfile import certificate_name, dockerfile
 from pytest_sandbox.images.name import FAMILY_LABEL, HASH_LABEL, PREFIX, image_hash, image_name
@@ -26,6 +27,7 @@ from pytest_sandbox.runtimes.locks import image_lock
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pytest_sandbox.clock import Clock
     from pytest_sandbox.images.spec import ImageSpec
     from pytest_sandbox.limits import Limits
     from pytest_sandbox.runtimes.base import ImageInfo, Network, PullPolicy, Runtime
@@ -66,6 +68,7 @@ def ensure_image(
     build_timeout: float = 900.0,
     say: Say = _silent,
     environ: Mapping[str, str] | None = None,
+    clock: Clock = OFF,
 ) -> EnsuredImage:
     """The spec's image, built where it is missing, of another architecture or older than `max_age`
     seconds. A plain spec's image is its base.
@@ -108,7 +111,8 @@ def ensure_image(
                 network=build_network, limits=build_limits, timeout=build_timeout,
             )  # fmt: skip
             say(f"building {name} for {spec.target}")
-            built = runtime.build(request, say)
+            with clock.phase("build"):
+                built = runtime.build(request, say)
             say(f"built {name} in {time.monotonic() - began:.1f} s")
         if rebuild and rebuild_token:
             done.note(rebuild_token)
