@@ -254,6 +254,12 @@ class System(Protocol):
 
     def alive(self) -> bool: ...
 
+    def begin(self, spec: SandboxSpec) -> None:
+        """It was started ahead, and is used from now on: as `spec` says, which differs from its own
+        in the purpose and the wall clock alone. The clock starts here.
+        """
+        ...
+
     def close(self) -> None:
         """End it at once and remove everything of it; may be called twice."""
         ...
@@ -273,6 +279,10 @@ class Runtime(Protocol):
     """An engine that builds images and starts sandboxes."""
 
     name: str
+    starts_ahead: bool
+    """Whether systems may be started before they are asked for, from other threads than the
+    test's. A runtime without this attribute is taken for one that does not.
+    """
 
     def info(self) -> RuntimeInfo:
         """Ask the engine; raises RuntimeUnavailable."""

@@ -37,6 +37,7 @@ class DockerRuntime:
     """
 
     name = "docker"
+    starts_ahead = True
 
     def __init__(
         self,

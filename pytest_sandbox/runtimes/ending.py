@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import Blame, SandboxGone, SandboxTimeout
+from pytest_sandbox.runtimes.deadlines import DEADLINES
 
 if TYPE_CHECKING:
     from pytest_sandbox.runtimes.job import Job
@@ -19,17 +19,26 @@ class Ending:
 
     def __init__(self, engine: Engine, seconds: float) -> None:
         self._engine = engine
-        self._seconds = seconds
-        self._began = time.monotonic()
         self._closed = False
         self._pid = os.getpid()
         self._memory = False
         self.why = ""
+        self._set(seconds)
+
+    def _set(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began = time.monotonic()
         self.deadline = self._began + seconds
-        self._clock = threading.Timer(seconds, self.end, ["time"])
-        self._clock.daemon = True
-        self._clock.name = "pytest-sandbox-clock"
-        self._clock.start()
+        self._clock = DEADLINES.arm(seconds, self._strike)
+
+    def _strike(self) -> None:
+        self.end("time")
+
+    def begin(self, seconds: float) -> None:
+        """From now on it has so many seconds, however long it waited to be used."""
+        self._clock.cancel()
+        if not self._closed:
+            self._set(seconds)
 
     @property
     def struck(self) -> bool:

@@ -64,6 +64,7 @@ class FakeRuntime:
     """
 
     name = "fake"
+    starts_ahead = False
 
     def __init__(
         self,
@@ -334,6 +335,9 @@ class FakeSystem:
     def stats(self) -> Stats:
         self._check()
         return Stats(0, 0.0, 0)
+
+    def begin(self, spec: SandboxSpec) -> None:
+        self.spec = spec
 
     def alive(self) -> bool:
         return not self._closed

@@ -369,6 +369,10 @@ class LiveSystem:
         if result.limit is not None and self._control is not None:
             self._kill(hunt)
 
+    def begin(self, spec: SandboxSpec) -> None:
+        self.spec = spec
+        self._ending.begin(spec.limits.timeout)
+
     # --- its end ------------------------------------------------------------------------------
 
     def alive(self) -> bool:

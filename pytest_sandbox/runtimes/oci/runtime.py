@@ -58,6 +58,7 @@ class OciRuntime:
     """
 
     name = "oci"
+    starts_ahead = True
 
     def __init__(
         self,
