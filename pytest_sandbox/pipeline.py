@@ -220,7 +220,7 @@ class Proof:
                 system,
                 todo,
                 env=verify_environment(plan),
-                cwd=HOME if system.stat(HOME) else "/",
+                cwd=HOME,
                 log=self.outcome.log,
                 timeout=max(1.0, self._deadline(limits) - time.monotonic()),
             )

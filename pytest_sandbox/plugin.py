@@ -40,7 +40,13 @@ _MARKS = (
         "in its sandbox or (without one) on this machine"
     ),
 )
-_INI_TYPES: dict[str, Any] = {"list": "args", "flag": "bool", "int": "int", "float": "float"}
+_INI_TYPES: dict[str, Any] = {
+    "list": "args",
+    "flag": "bool",
+    "int": "int",
+    "count": "int",
+    "float": "float",
+}
 _FIXTURES = {"sandbox", "sandbox_factory", "installed"}
 
 
@@ -128,11 +134,25 @@ def pytest_configure(config: pytest.Config) -> None:
         state.check()
     if config.getoption("sandbox"):
         state.check()
+        _spawn_ahead(state)
         _add_recipe_folders(config)
         if not given and not config.option.collectonly:
             from pytest_sandbox.signals import end_on_sigterm
 
             end_on_sigterm(config)
+
+
+def _spawn_ahead(state: State) -> None:
+    """The process that works for sandboxes starts while pytest collects."""
+    config = state.config
+    starts = state.settings.runtime in {"auto", "oci"} and sys.platform == "linux"
+    controls = getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None)
+    if not starts or controls or config.option.collectonly:
+        return
+    if not config.hook.pytest_sandbox_runtime.get_hookimpls():
+        from pytest_sandbox.runtimes.oci import ahead
+
+        ahead.begin()
 
 
 def _asks_for_durations(config: pytest.Config) -> bool:
@@ -188,6 +208,14 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
         targets=state.targets,
         unsupported=state.board.unsupported,
     )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    item.config.stash[STATE].following = (item, nextitem)
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -309,6 +337,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     state = config.stash.get(STATE, None)
     if state is None:
         return
+    spawning = sys.modules.get("pytest_sandbox.oci.supervisor.spawn")
+    if spawning is not None:
+        spawning.forget_ahead()
     if state.opened is not None:
         state.opened.close()
     if state.led_workers:

@@ -7,9 +7,10 @@ commands are captured whole. Patterns are literal substrings. Without a check th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.errors import CheckFailed, Phase, SandboxGone, SandboxTimeout
+from pytest_sandbox.errors import CheckFailed, MissingDirectory, Phase, SandboxGone, SandboxTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,19 +107,27 @@ def run_checks(
     log: Path | None = None,
     timeout: float | None = None,
 ) -> list[tuple[Check, Result]]:
-    """Run the checks in order until one fails. Raises CheckFailed, SandboxTimeout, SandboxGone."""
+    """Run the checks in order until one fails, in `cwd`, or in `/` where that is no folder.
+
+    Raises CheckFailed, SandboxTimeout, SandboxGone.
+    """
     done: list[tuple[Check, Result]] = []
     for number, check in enumerate(todo):
         file = log / f"verify-{number:02d}.log" if log else None
+        run = partial(
+            system.run,
+            ["/bin/sh", "-c", check.command],
+            env=env,
+            log=file,
+            merge=True,
+            timeout=timeout,
+        )
         try:
-            result = system.run(
-                ["/bin/sh", "-c", check.command],
-                env=env,
-                cwd=cwd,
-                log=file,
-                merge=True,
-                timeout=timeout,
-            )
+            try:
+                result = run(cwd=cwd)
+            except MissingDirectory:  # to ask before would cost more than the command
+                cwd = "/"
+                result = run(cwd=cwd)
         except SandboxTimeout as late:
             what = f"ran out of time: `{check.command}` ({check.name})"
             raise SandboxTimeout(

@@ -73,7 +73,7 @@ SANDBOX_VARIABLES: Final = (
 )
 
 _PEM = re.compile(
-    rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----(.+?)-----END (?:TRUSTED |X509 )?"
+    rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----([^-]+)-----END (?:TRUSTED |X509 )?"
     rb"CERTIFICATE-----",
     re.DOTALL,
 )

@@ -25,6 +25,8 @@ _PROGRAM: Final = (
     "import json,sys\n"
     "sys.path[:]=json.loads(sys.argv[2])\n"
     "from pytest_sandbox.oci.supervisor.process import main\n"
+    "from pytest_sandbox.oci.supervisor.jobs import load\n"
+    "for name in sys.argv[3:]: load(name)\n"
     "main(int(sys.argv[1]))\n"
 )
 
@@ -53,13 +55,45 @@ class Child:
                 os.waitpid(self.pid, 0)
 
 
+_ahead: list[tuple[int, Child]] = []
+
+
+def spawn_ahead(jobs: Sequence[str] = ()) -> None:
+    """Make the process now that `spawn` will be asked for, while there is other work to do.
+
+    `jobs` are modules of jobs that it will need. `forget_ahead` ends one that nobody asked for.
+    """
+    forget_ahead()
+    _ahead.append((os.getpid(), _interpreter(jobs)))
+
+
+def forget_ahead() -> None:
+    """End what was made ahead, if nobody asked for it."""
+    while _ahead:
+        owner, child = _ahead.pop()
+        child.end.close()
+        os.close(child.log)
+        if owner == os.getpid():
+            child.kill()
+            child.wait()
+
+
 def spawn() -> Child:
-    """A new interpreter."""
+    """A new interpreter, or the one that was made ahead by this process."""
+    if _ahead and _ahead[0][0] == os.getpid():
+        return _ahead.pop()[1]
+    return _interpreter()
+
+
+def _interpreter(jobs: Sequence[str] = ()) -> Child:
     import subprocess
 
     mine, theirs = messages.pair()
     paths = [str(Path(__file__).resolve().parents[3]), *(path for path in sys.path if path)]
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), json.dumps(paths)]
+    channel = str(theirs.fileno())
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, channel, json.dumps(paths), *jobs]
+    if sys.pycache_prefix:
+        command[1:1] = ["-X", f"pycache_prefix={sys.pycache_prefix}"]
     log = os.memfd_create("pytest-sandbox-supervisor")
     try:
         process = subprocess.Popen(
