@@ -38,7 +38,8 @@ def sandbox_factory(
     `snapshot=`.
     """
     del sandbox_runtime
-    session = request.config.stash[STATE].session
+    state = request.config.stash[STATE]
+    session = state.session
     item = request.node
     opened: list[Sandbox] = item.stash.setdefault(SANDBOXES, [])
 
@@ -58,6 +59,7 @@ def sandbox_factory(
                 snapshot=snapshot,
                 where="sandbox_factory()",
                 purpose=item.name,
+                ahead=state.ahead(item, plain=snapshot is None and not keywords),
             )
         opened.append(sandbox)
         return sandbox

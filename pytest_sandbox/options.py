@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-Kind = Literal["text", "flag", "int", "float", "size", "age", "list", "path"]
+Kind = Literal["text", "flag", "int", "count", "float", "size", "age", "list", "path"]
 
 
 class Setting(NamedTuple):
@@ -58,6 +58,7 @@ SETTINGS: Final = (
         "Keep systems to look into them with `pytest-sandbox shell`",
         choices=("never", "failed", "always"),
     ),
+    Setting("pool", "count", "Sandboxes of one kind that are started ahead (0: none)", "N"),
     Setting("rebuild", "flag", "Build the images anew"),
     Setting("offline", "flag", "Never pull, bootstrap or build with the network"),
     Setting("require", "flag", "Fail where a test would be skipped for want of an engine"),

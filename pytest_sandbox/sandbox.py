@@ -6,7 +6,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pytest_sandbox import files
 from pytest_sandbox.errors import (
@@ -27,14 +27,17 @@ from pytest_sandbox.runtimes.base import Changes, Mount, Result, Stats
 from pytest_sandbox.targets import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
     from typing import Self
 
     from pytest_sandbox.images.requirements import SystemRequirements
     from pytest_sandbox.plans.model import Plan
+    from pytest_sandbox.pool import Ahead
     from pytest_sandbox.recipes.model import Recipe
     from pytest_sandbox.runtimes.base import LimitName, Network, System
     from pytest_sandbox.session import RunSession
+
+_Made = TypeVar("_Made")
 
 __all__ = ["Changes", "Limits", "Mount", "Result", "Sandbox", "Snapshot", "Stats"]
 
@@ -412,17 +415,22 @@ def open_sandbox(
     snapshot: Snapshot | None = None,
     where: str = "sandbox()",
     purpose: str = "",
+    ahead: Ahead | None = None,
 ) -> Sandbox:
     """Start a sandbox as the keywords of a mark or factory ask; its image gets what the recipes
-    `requires` need.
+    `requires` need. With `ahead` (what is to come) it may be one that was started before.
 
     Raises UsageError for a wrong keyword or an unknown recipe, RuntimeUnavailable,
     ImageUnavailable, BuildFailed.
     """
     options = read_options(keywords, where)
     target = target_of(session, options, snapshot)
-    recipes = [session.recipe(name) for name in requires]
-    plans = [session.plan(recipe, target) for recipe in recipes]
+    names = tuple(requires)
+    plans = once(
+        session,
+        ("plans", names, target),
+        lambda: [session.plan(session.recipe(name), target) for name in names],
+    )
     if snapshot is not None:
         image = snapshot.name
     elif options.image:
@@ -432,7 +440,7 @@ def open_sandbox(
         _own_image(session, target, options.image, where)
         image = options.image
     else:
-        image = _image(session, plans, target)
+        image = once(session, ("image", names, target), lambda: _image(session, plans, target))
     limits = session.settings.limits(PROFILES[options.profile]).override(**options.limits)
     if snapshot is not None:
         limits = snapshot.limits.override(**options.limits)
@@ -449,6 +457,7 @@ def open_sandbox(
         mounts=options.mounts,
         tmpfs=options.tmpfs,
         purpose=purpose,
+        ahead=ahead,
     )
     sandbox = Sandbox(session, system, options, plans)
     sandbox.notices += session.shortfalls(limits)
@@ -456,6 +465,14 @@ def open_sandbox(
         sandbox._touched = True
         sandbox._env = {k: v for k, v in snapshot.spec_env.items() if k not in options.env}
     return sandbox
+
+
+def once(session: RunSession, key: Hashable, make: Callable[[], _Made]) -> _Made:
+    """What `make` gives, made once a run; what fails is tried again."""
+    if key not in session.made:
+        session.made[key] = make()
+    made: _Made = session.made[key]
+    return made
 
 
 def _own_image(session: RunSession, target: Target, reference: str, where: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.plans.catalogue import Catalogue
     from pytest_sandbox.plans.downloads import Downloader
     from pytest_sandbox.plans.model import Plan
+    from pytest_sandbox.pool import Ahead
     from pytest_sandbox.recipes.model import Recipe
     from pytest_sandbox.runtimes.base import (
         ImageInfo,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         System,
     )
     from pytest_sandbox.settings import Settings
+    from pytest_sandbox.systems import Systems
 
 BASE_ENV: Mapping[str, str] = {"HOME": "/root", "LANG": "C.UTF-8"}
 """The allowlist's fixed part: what every command in a sandbox gets beside the image's own PATH."""
@@ -90,6 +91,10 @@ class RunSession:
     has_header: bool = False
     """Whether the head of the run tells of the engine."""
     log_root: Callable[[], Path] | None = None
+    workers: int = 1
+    """How many processes share the tests of this run."""
+    made: dict[Any, Any] = field(default_factory=dict)
+    """What others make once for a run and ask for by a key."""
     clock: Clock = OFF
     """What measures where the time goes (`--sandbox-durations`)."""
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -101,8 +106,7 @@ class RunSession:
     _bases: dict[Target, SandboxError | None] = field(default_factory=dict)
     _images: dict[str, ReadyImage] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
-    _closer: ThreadPoolExecutor | None = None
-    _open: set[System] = field(default_factory=set)
+    _systems: Systems | None = None
     _cache: dict[str, Any] = field(default_factory=dict)
 
     # -- recipes -------------------------------------------------------------------------------
@@ -343,8 +347,11 @@ class RunSession:
         mounts: Sequence[Mount] = (),
         tmpfs: Mapping[str, int] | None = None,
         purpose: str = "",
+        ahead: Ahead | None = None,
     ) -> System:
-        """Start a throwaway system; `release` ends it."""
+        """A throwaway system, started now; with `ahead` one of the pool may be given. `release`
+        ends it.
+        """
         from pytest_sandbox.runtimes.base import SandboxSpec
 
         spec = SandboxSpec(
@@ -361,10 +368,19 @@ class RunSession:
             purpose=purpose,
         )
         with self.clock.phase("acquire"):
-            system = self.runtime.start(spec, self.owner)
+            return self.systems.start(spec, ahead)
+
+    @property
+    def systems(self) -> Systems:
+        """What this process has open, and what waits for its tests; raises RuntimeUnavailable."""
         with self._lock:
-            self._open.add(system)
-        return system
+            if self._systems is None:
+                from pytest_sandbox.systems import Systems
+
+                self._systems = Systems(
+                    self.runtime, self.owner, pool=self.settings.pool, workers=self.workers
+                )
+            return self._systems
 
     def held(self, limits: Limits) -> Limits:
         """The limits as this engine can hold them: no more CPUs than it has, disk 0 for none."""
@@ -387,30 +403,19 @@ class RunSession:
 
     def release(self, system: System) -> None:
         """End a system off the caller's path; `close` waits for all of them."""
-        with self.clock.phase("teardown"), self._lock:
-            if system not in self._open:
-                return
-            self._open.discard(system)
-            if self._closer is None:
-                self._closer = ThreadPoolExecutor(2, thread_name_prefix="pytest-sandbox-close")
-            self._closer.submit(system.close)
+        if self._systems is not None:  # else it is closed already
+            with self.clock.phase("teardown"):
+                self._systems.release(system)
 
     def discard(self, image: str) -> None:
         """Remove a snapshot of this run once the systems that `release` ends are gone."""
-        with self._lock:
-            if self._closer is None:
-                self._closer = ThreadPoolExecutor(2, thread_name_prefix="pytest-sandbox-close")
-            self._closer.submit(self.runtime.remove_image, image)
+        self.systems.after(lambda: self.runtime.remove_image(image))
 
     def close(self) -> None:
         """End everything that this process started; may be called again."""
-        with self._lock:
-            left, self._open = list(self._open), set()
-            closer, self._closer = self._closer, None
-        for system in left:
-            system.close()
-        if closer is not None:
-            closer.shutdown(wait=True)
+        systems, self._systems = self._systems, None
+        if systems is not None:
+            systems.close()
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             if self.main:

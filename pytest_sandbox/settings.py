@@ -107,11 +107,24 @@ def _size(value: Any) -> int:
     return size
 
 
+def _count(value: Any) -> int:
+    """A whole number, 0 included."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or isinstance(value, bool):
+        msg = f"{value!r} is no whole number"
+        raise UsageError(msg, next_step="write 0 or a whole number above it")
+    return number
+
+
 _READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     "text": str,
     "path": Path,
     "flag": _flag,
     "int": _number(int, "whole number"),
+    "count": _count,
     "float": _number(float, "number"),
     "size": _size,
     "age": parse_age,
@@ -176,6 +189,7 @@ class Settings:
     network: str | None = None
     version: tuple[str, ...] = ()
     keep: str = "never"
+    pool: int = 8
     rebuild: bool = False
     offline: bool = False
     require: bool = False

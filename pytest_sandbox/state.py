@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_sandbox.demand import Demand
     from pytest_sandbox.durations import Durations
+    from pytest_sandbox.pool import Ahead
     from pytest_sandbox.reporting import Board
     from pytest_sandbox.runtimes.base import Runtime
     from pytest_sandbox.sandbox import Sandbox
@@ -29,6 +31,9 @@ class State:
         self.led_workers = False
         self.durations: Durations | None = None
         """What measures the run, where somebody asked."""
+        self.following: tuple[pytest.Item, pytest.Item | None] | None = None
+        """The item that runs, and the one after it."""
+        self._demand: Demand | None = None
         self._settings: Settings | None = None
         self._targets: tuple[Target, ...] | None = None
         self._session: RunSession | None = None
@@ -95,9 +100,29 @@ class State:
                 main=not hasattr(config, "workerinput"),
                 has_header=bool(config.getoption("sandbox", False)),
                 log_root=self._log_root,
+                workers=self._workers,
                 clock=self.durations.clock if self.durations else OFF,
             )
         return self._session
+
+    @property
+    def _workers(self) -> int:
+        """How many processes share the tests of this run (pytest-xdist)."""
+        given: dict[str, Any] = getattr(self.config, "workerinput", {})
+        return int(given.get("workercount", 1))
+
+    def ahead(self, item: pytest.Item, *, plain: bool) -> Ahead | None:
+        """What comes after this request of an item for a sandbox (see Demand); None where nothing
+        is started ahead.
+        """
+        if not self.settings.pool:
+            return None
+        if self._demand is None:
+            from pytest_sandbox.demand import Demand
+
+            self._demand = Demand(item.session.items, self._workers)
+        running, following = self.following or (item, item)
+        return self._demand.after(item, following if running is item else item, plain=plain)
 
     @property
     def opened(self) -> RunSession | None:

@@ -56,7 +56,7 @@ def test_default(rows, setting):
         assert parse_size(shown) == getattr(PROFILES["default"], setting.key)
     elif setting.kind == "size":
         assert parse_size(shown) == default
-    elif setting.kind in {"float", "int"}:
+    elif setting.kind in {"float", "int", "count"}:
         assert float(shown) == default
     elif setting.kind == "flag":
         assert (shown, default) == ("off", False)
