@@ -17,6 +17,10 @@ BACKLOG: Final = 16
 """So many may wait to be closed; who brings one more waits, so that a run of many quick tests
 stays as small as one of few.
 """
+STAND_BACK: Final = 0.002
+"""Seconds that a thread waits which has something to do again: the test that gave it goes on first,
+since only one thread of a process runs Python.
+"""
 
 
 class Closer:
@@ -72,9 +76,11 @@ class Closer:
 
     def _work(self) -> None:
         while True:
+            idle = False
             with self._changed:
                 self._idle += 1
                 while not self._waiting and not self._over:
+                    idle = True
                     self._changed.wait()
                 self._idle -= 1
                 if not self._waiting:
@@ -83,6 +89,8 @@ class Closer:
                     return
                 call = self._waiting.popleft()
                 self._changed.notify_all()
+            if idle and not self._over:
+                time.sleep(STAND_BACK)
             with contextlib.suppress(Exception):
                 call()
             del call  # while it waits, it holds no system that is gone

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox import headroom
+from pytest_sandbox.closing import STAND_BACK
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -133,17 +134,17 @@ class Pool:
 
     # --- the test's side --------------------------------------------------------------------
 
-    def get(self, spec: SandboxSpec, ahead: Ahead) -> System:
+    def get(self, spec: SandboxSpec, ahead: Ahead, digest: str = "") -> System:
         """A system as `spec` says: a waiting one, or one that is started here and now.
 
-        `ahead` is what comes after this one. Raises what starting raises.
+        `ahead` is what comes after this one, `digest` the content of the spec's image where that
+        is known. Raises what starting raises.
         """
-        kind = self._find(spec, ahead)
+        kind = self._find(spec, ahead, digest)
         if kind is None:
             return self._start(spec)
         while (found := self._next(kind)) is not None:
-            if _is_alive(found):
-                found.begin(spec)
+            if _begun(found, spec):
                 self.taken += 1
                 return found
             self._discard(found)
@@ -153,10 +154,10 @@ class Pool:
             self._wake(kind)
         return own
 
-    def _find(self, spec: SandboxSpec, ahead: Ahead) -> _Kind | None:
+    def _find(self, spec: SandboxSpec, ahead: Ahead, digest: str) -> _Kind | None:
         if spec.mounts or os.getpid() != self._pid:
             return None  # in a fork: the threads stayed behind, and maybe a lock with them
-        digest = self._digest(spec.image)
+        digest = digest or self._digest(spec.image)
         key = key_of(spec, digest)
         if key is None or not digest:
             return None
@@ -247,10 +248,14 @@ class Pool:
     def _work(self) -> None:
         while True:
             with self._changed:
+                idle = self._wanting() is None
                 while self._wanting() is None and not self._over:
                     self._changed.wait()
                 if self._over:
                     return
+                idle = idle and not any(one.waiting for one in self._kinds.values())
+            if idle:
+                time.sleep(STAND_BACK)
             with ExitStack() as stack:
                 if stack.enter_context(headroom.turn(self._turns)):
                     self._work_once()
@@ -314,8 +319,8 @@ class Pool:
         return None
 
 
-def _is_alive(system: System) -> bool:
+def _begun(system: System, spec: SandboxSpec) -> bool:
     try:
-        return system.alive()
+        return system.begin(spec)
     except SandboxError:
         return False

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.plans.model import Plan
     from pytest_sandbox.pool import Ahead
     from pytest_sandbox.recipes.model import Recipe
-    from pytest_sandbox.runtimes.base import LimitName, Network, System
+    from pytest_sandbox.runtimes.base import ImageInfo, LimitName, Network, System
     from pytest_sandbox.session import RunSession
 
 _Made = TypeVar("_Made")
@@ -55,6 +55,8 @@ class Snapshot:
     target: Target
     limits: Limits
     spec_env: Mapping[str, str]
+    digest: str = ""
+    """The content id of the image behind it, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ class Sandbox:
         else:
             network = None
         old = self._system
-        image = _image(self._session, plans, self.target)
+        image = _image(self._session, plans, self.target).name
         if image == old.spec.image and network is None:
             return
         self._plans = plans
@@ -400,11 +402,11 @@ def plan_for(session: RunSession, recipe: Recipe, target: Target, version: str |
     return resolve(recipe, target, catalogue=session.catalogue, versions=versions)
 
 
-def _image(session: RunSession, plans: Sequence[Plan], target: Target) -> str:
+def _image(session: RunSession, plans: Sequence[Plan], target: Target) -> ImageInfo:
     from pytest_sandbox.images.requirements import merged, requirements_of
 
     wanted = merged([requirements_of(plan, target) for plan in plans])
-    return session.image(wanted, target).info.name
+    return session.image(wanted, target).info
 
 
 def open_sandbox(
@@ -431,8 +433,9 @@ def open_sandbox(
         ("plans", names, target),
         lambda: [session.plan(session.recipe(name), target) for name in names],
     )
+    digest = ""  # somebody may give another image the name of this one
     if snapshot is not None:
-        image = snapshot.name
+        image, digest = snapshot.name, snapshot.digest
     elif options.image:
         if plans:
             msg = f"{where}: image={options.image!r} cannot get what {', '.join(requires)} require"
@@ -440,7 +443,8 @@ def open_sandbox(
         _own_image(session, target, options.image, where)
         image = options.image
     else:
-        image = once(session, ("image", names, target), lambda: _image(session, plans, target))
+        ready = once(session, ("image", names, target), lambda: _image(session, plans, target))
+        image, digest = ready.name, ready.digest
     limits = session.settings.limits(PROFILES[options.profile]).override(**options.limits)
     if snapshot is not None:
         limits = snapshot.limits.override(**options.limits)
@@ -458,6 +462,7 @@ def open_sandbox(
         tmpfs=options.tmpfs,
         purpose=purpose,
         ahead=ahead,
+        digest=digest,
     )
     sandbox = Sandbox(session, system, options, plans)
     sandbox.notices += session.shortfalls(limits)

@@ -348,9 +348,10 @@ class RunSession:
         tmpfs: Mapping[str, int] | None = None,
         purpose: str = "",
         ahead: Ahead | None = None,
+        digest: str = "",
     ) -> System:
-        """A throwaway system, started now; with `ahead` one of the pool may be given. `release`
-        ends it.
+        """A throwaway system, started now; with `ahead` one of the pool may be given (`digest`: the
+        image's content, where that is known). `release` ends it.
         """
         from pytest_sandbox.runtimes.base import SandboxSpec
 
@@ -368,7 +369,7 @@ class RunSession:
             purpose=purpose,
         )
         with self.clock.phase("acquire"):
-            return self.systems.start(spec, ahead)
+            return self.systems.start(spec, ahead, digest)
 
     @property
     def systems(self) -> Systems:

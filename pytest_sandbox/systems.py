@@ -61,12 +61,16 @@ class Systems:
         found = self._runtime.find_image(reference)
         return found.digest if found is not None else ""
 
-    def start(self, spec: SandboxSpec, ahead: Ahead | None = None) -> System:
-        """A system as `spec` says; with `ahead` it may come from the pool. `release` ends it."""
+    def start(
+        self, spec: SandboxSpec, ahead: Ahead | None = None, digest: str = ""
+    ) -> System:
+        """A system as `spec` says; with `ahead` it may come from the pool, and `digest` is the
+        content of its image where that is known. `release` ends it.
+        """
         if ahead is None or self.pool is None:
             system = self._start(spec)
         else:
-            system = self.pool.get(spec, ahead)
+            system = self.pool.get(spec, ahead, digest)
         with self._lock:
             self._open.add(system)
         return system

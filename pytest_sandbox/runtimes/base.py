@@ -254,9 +254,9 @@ class System(Protocol):
 
     def alive(self) -> bool: ...
 
-    def begin(self, spec: SandboxSpec) -> None:
+    def begin(self, spec: SandboxSpec) -> bool:
         """It was started ahead, and is used from now on: as `spec` says, which differs from its own
-        in the purpose and the wall clock alone. The clock starts here.
+        in the purpose and the wall clock alone. The clock starts here. False where it has ended.
         """
         ...
 

@@ -69,6 +69,10 @@ class Control:
             self._out = self._out[stop + len(end) :]
             return answer.split(b"\n")[:-1]
 
+    def silent(self) -> bool:
+        """Whether nothing was said, and nothing ended, since the last call: an idle shell is."""
+        return not self.lost and not self._channel.wait(0.0)
+
     def _receive(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0 or not self._channel.wait(left):

@@ -336,8 +336,9 @@ class FakeSystem:
         self._check()
         return Stats(0, 0.0, 0)
 
-    def begin(self, spec: SandboxSpec) -> None:
+    def begin(self, spec: SandboxSpec) -> bool:
         self.spec = spec
+        return not self._closed
 
     def alive(self) -> bool:
         return not self._closed
