@@ -369,9 +369,13 @@ class LiveSystem:
         if result.limit is not None and self._control is not None:
             self._kill(hunt)
 
-    def begin(self, spec: SandboxSpec) -> None:
+    def begin(self, spec: SandboxSpec) -> bool:
+        # The streams of a main process that ended are at their end: nothing has to be asked.
+        if self._closed or self._ending.why or not (self._stream.silent() or self.alive()):
+            return False
         self.spec = spec
         self._ending.begin(spec.limits.timeout)
+        return True
 
     # --- its end ------------------------------------------------------------------------------
 
