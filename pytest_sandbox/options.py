@@ -71,6 +71,12 @@ SETTINGS: Final = (
     Setting("build-timeout", "float", "Wall clock of one image build in seconds", "SECONDS"),
     Setting("build-memory", "size", "Memory of one image build", "SIZE"),
     Setting("build-cpus", "float", "CPUs of one image build", "N"),
+    Setting(
+        "launcher",
+        "text",
+        "What starts sandboxes without a daemon",
+        choices=("auto", "direct", "runc", "crun"),
+    ),
     Setting("oci-engine", "text", "Without a daemon: auto, runc, crun, or a path of one", "NAME"),
     Setting(
         "oci-snapshotter",

@@ -202,6 +202,7 @@ class Settings:
     build_timeout: float = 900.0
     build_memory: int = 4 << 30
     build_cpus: float = 4.0
+    launcher: str = "auto"
     oci_engine: str = "auto"
     oci_snapshotter: str = "auto"
     weak_limits: str | None = None

@@ -19,15 +19,26 @@ MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
 MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
+MS_MOVE: Final = 8192
+MS_RELATIME: Final = 1 << 21
+MS_STRICTATIME: Final = 1 << 24
 MNT_DETACH: Final = 2
 
+CLONE_PARENT: Final = 0x00008000
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
+CLONE_INTO_CGROUP: Final = 0x200000000
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
+PR_SET_SECCOMP: Final = 22
+PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 
@@ -40,6 +51,7 @@ MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 MOUNT_ATTR_RDONLY: Final = 1
 MOUNT_ATTR_NOSUID: Final = 2
 MOUNT_ATTR_NODEV: Final = 4
+MOUNT_ATTR_NOEXEC: Final = 8
 MOUNT_ATTR_IDMAP: Final = 0x00100000
 
 RESOLVE_NO_XDEV: Final = 0x01
@@ -49,8 +61,12 @@ RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
 _PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
+_CAPSET: Final = {"x86_64": 126, "aarch64": 91}
+_CAPABILITY_VERSION: Final = 0x20080522
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
+_CLONE3: Final = 435
+_CLOSE_RANGE: Final = 436
 _OPENAT2: Final = 437
 _PIDFD_GETFD: Final = 438
 _MOUNT_SETATTR: Final = 442
@@ -59,6 +75,12 @@ _MOUNT_SETATTR: Final = 442
 @cache
 def _libc() -> Any:
     return ctypes.CDLL(None, use_errno=True)
+
+
+@cache
+def _held_libc() -> Any:
+    """The same, but calls keep the interpreter's lock: for what comes back in a child."""
+    return ctypes.PyDLL(None, use_errno=True)
 
 
 def _check(result: int, what: str = "") -> int:
@@ -185,3 +207,54 @@ def mount_setattr(
 def pidfd_getfd(process: int, descriptor: int) -> int:
     """pidfd_getfd(2): a copy of another process's descriptor, close-on-exec."""
     return _syscall(_PIDFD_GETFD, ctypes.c_int(process), ctypes.c_int(descriptor), ctypes.c_uint(0))
+
+
+def clone3(flags: int, *, exit_signal: int = 0, cgroup: int = -1) -> int:
+    """clone3(2) without a new stack: like fork(2), 0 in the child. With CLONE_INTO_CGROUP, `cgroup`
+    is a descriptor of a folder of a v2 tree.
+
+    Python's own hooks of a fork do not run, and the C library still believes that it has the
+    parent's thread id: only for a process with one thread.
+    """
+    into = max(cgroup, 0)
+    packed = struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, into)
+    arguments = ctypes.create_string_buffer(packed, len(packed))
+    call = _held_libc().syscall
+    return _check(
+        int(call(ctypes.c_long(_CLONE3), ctypes.byref(arguments), ctypes.c_size_t(len(packed))))
+    )
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """close_range(2): close the descriptors from `first` to `last`, both included."""
+    _syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
+
+
+def close_all_but(kept: list[int]) -> None:
+    """Close every descriptor above 2 that is not among `kept`."""
+    first = 3
+    for descriptor in sorted({number for number in kept if number > 2}):
+        if descriptor > first:
+            close_range(first, descriptor - 1)
+        first = descriptor + 1
+    close_range(first)
+
+
+def capset(effective: int, permitted: int, inheritable: int = 0) -> None:
+    """capset(2) for this thread; each is a set as bits (capabilities(7))."""
+    low, high = 0xFFFFFFFF, 32
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0), 8)
+    sets = (effective, permitted, inheritable)
+    words = [each & low for each in sets] + [each >> high for each in sets]
+    data = ctypes.create_string_buffer(struct.pack("=6I", *words), 24)
+    _syscall(_CAPSET[os.uname().machine], ctypes.byref(header), ctypes.byref(data))
+
+
+def install_filter(program: bytes) -> None:
+    """Put a seccomp filter (an array of struct sock_filter) on this thread: prctl(2),
+    PR_SET_SECCOMP. Needs no_new_privs or CAP_SYS_ADMIN in the own user namespace.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    prog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    pointer = ctypes.create_string_buffer(prog, len(prog))
+    _check(_libc().prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(pointer), 0, 0))

@@ -222,6 +222,12 @@ class ExecCommand:
         msg = f"cwd {self._job.cwd!r} is no directory in the sandbox"
         raise MissingDirectory(msg)
 
+    full = False
+
+    def kill(self) -> bool | None:
+        """Nobody in the sandbox does it for the engine."""
+        return None
+
     def close(self) -> None:
         """Close the connection."""
         if self._channel is not None:

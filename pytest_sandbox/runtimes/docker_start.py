@@ -230,6 +230,7 @@ class Starter:
             spec,
             control,
             facts,
+            said=control.said,
             folder=folder,
             fast=fast,
             disk=self._runtime.disk_limited(),

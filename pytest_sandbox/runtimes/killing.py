@@ -1,15 +1,15 @@
-"""End a command's whole process tree, through the control shell's builtins."""
+"""End a command's whole process tree: through the control shell's builtins, or another Sight."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pytest_sandbox.runtimes import processes, shell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from pytest_sandbox.runtimes.control import Control
     from pytest_sandbox.runtimes.processes import Process
@@ -27,14 +27,49 @@ class Hunt:
     """Clock ticks since boot when the command began."""
     worker: int = 0
     root: int = 0
+    session: int = 0
+    """The session that the command leads, where it has one of its own."""
     by_exec: bool = False
     """The engine started it: its parent is outside the sandbox. With `root` unknown, that is how it
     is found.
     """
 
 
+class Sight(Protocol):
+    """Who sees the sandbox's processes, and can signal them."""
+
+    def table(self) -> dict[int, Process]:
+        """By pid, zombies too."""
+        ...
+
+    def signal(self, name: str, pids: Sequence[int]) -> None:
+        """Signal each; one that is gone does not keep the others from it."""
+        ...
+
+    def wait(self) -> None:
+        """Let a moment pass."""
+        ...
+
+
+class ControlSight:
+    """Through the control shell. Raises ControlLost."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def table(self) -> dict[int, Process]:
+        lines = self._control.call(shell.dump_processes())
+        return processes.parse_table(line.decode("utf-8", "replace") for line in lines)
+
+    def signal(self, name: str, pids: Sequence[int]) -> None:
+        self._control.call(shell.send_signal(name, pids))
+
+    def wait(self) -> None:
+        time.sleep(0.002)
+
+
 def kill_tree(
-    control: Control,
+    sight: Sight,
     hunt: Hunt,
     *,
     ours: Callable[[], Collection[int]],
@@ -54,7 +89,7 @@ def kill_tree(
 
     def look() -> set[int]:
         nonlocal root
-        table = table_of(control)
+        table = sight.table()
         if root is None:
             children = [p for p in table.values() if hunt.worker and p.parent == hunt.worker]
             if hunt.by_exec and hunt.root not in table:
@@ -69,7 +104,9 @@ def kill_tree(
         others = {p.pid for p in table.values() if p.parent in workers} | set(other_roots())
         mine = set(ours())
         # A worker that was started with setsid leads a session, which outlives it.
-        session = table[hunt.worker].session if hunt.worker in table else hunt.worker
+        session = hunt.session or hunt.worker
+        if hunt.worker in table:
+            session = table[hunt.worker].session
         shared = any(
             p.session == session for p in table.values() if p.pid in mine and p.pid != hunt.worker
         )
@@ -87,22 +124,16 @@ def kill_tree(
         new = look() - stopped
         if not new or time.monotonic() > deadline:
             break
-        control.call(shell.send_signal("STOP", sorted(new)))
+        sight.signal("STOP", sorted(new))
         stopped |= new
     left = stopped or look()
     while left:
-        control.call(shell.send_signal("KILL", sorted(left)))
+        sight.signal("KILL", sorted(left))
         left = look()
         if left and time.monotonic() > deadline:
             return False
         if left:
-            time.sleep(0.002)
-    while stopped & set(table_of(control)) and time.monotonic() < deadline - timeout + REAPED:
-        time.sleep(0.002)  # a zombie still counts against the pids limit
+            sight.wait()
+    while stopped & set(sight.table()) and time.monotonic() < deadline - timeout + REAPED:
+        sight.wait()  # a zombie still counts against the pids limit
     return True
-
-
-def table_of(control: Control) -> dict[int, Process]:
-    """The sandbox's processes by pid, zombies too."""
-    lines = control.call(shell.dump_processes())
-    return processes.parse_table(line.decode("utf-8", "replace") for line in lines)

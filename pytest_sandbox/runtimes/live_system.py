@@ -19,7 +19,7 @@ from pytest_sandbox.runtimes.base import Changes, PathStat, Result, Stats
 from pytest_sandbox.runtimes.control import ControlLost
 from pytest_sandbox.runtimes.ending import Ending
 from pytest_sandbox.runtimes.job import Job
-from pytest_sandbox.runtimes.killing import Hunt, kill_tree
+from pytest_sandbox.runtimes.killing import ControlSight, Hunt, kill_tree
 from pytest_sandbox.runtimes.leftovers import LEFTOVERS
 from pytest_sandbox.runtimes.shell import Counters, Facts
 from pytest_sandbox.runtimes.workers import Pipes, Pool, WorkerLost, wait_for_report
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtimes.base import SandboxSpec
     from pytest_sandbox.runtimes.control import Control
+    from pytest_sandbox.runtimes.streams import TailBuffer
     from pytest_sandbox.runtimes.workers import Worker
 
 SETTLE: Final = 5.0
@@ -44,7 +45,16 @@ class ExecCommand(Protocol):
     def status(self) -> int: ...
     def running(self) -> bool: ...
     def pid(self) -> int: ...
+    def kill(self) -> bool | None:
+        """End all that it started, and say whether that is done; None: others have to."""
+        ...
+
     def close(self) -> None: ...
+
+    @property
+    def full(self) -> bool:
+        """It could not be started: the sandbox is full of processes."""
+        ...
 
 
 class Engine(Protocol):
@@ -92,9 +102,10 @@ class LiveSystem:
         self,
         engine: Engine,
         spec: SandboxSpec,
-        control: Control,
+        control: Control | None,
         facts: Facts,
         *,
+        said: TailBuffer,
         folder: Path | None,
         fast: bool,
         disk: bool,
@@ -104,11 +115,12 @@ class LiveSystem:
         self.spec = spec
         self.engine = engine
         self._stream = control
-        # Without a shell in the image the stream only keeps the sandbox alive.
+        # Without a shell in the image the stream only keeps the sandbox alive; without a stream
+        # the engine has another way to run commands.
         self._control = control if facts.pid else None
         self.facts = facts
         self._folder = folder
-        self._said = control.said
+        self._said = said
         self._disk = disk
         self._tell_closed = closed
         self._lock = threading.Lock()
@@ -117,7 +129,7 @@ class LiveSystem:
         self._execs: set[ExecCommand] = set()
         self._running = 0
         self._pool: Pool | None = None
-        if fast and folder is not None:
+        if fast and folder is not None and control is not None:
             self._pool = Pool(control, facts, folder, "/bin/sh")
         self._ending = Ending(engine, spec.limits.timeout)
 
@@ -294,24 +306,34 @@ class LiveSystem:
             ended = command.begin() or command.watch(self._deadline_of(job), self._too_much(job))
             if not ended:
                 job.ended = "output" if self._too_much(job)() else "time"
-                self._kill(Hunt(since=since, root=command.pid(), by_exec=True))
+                self._kill_exec(command, since)
                 command.watch(time.monotonic() + SETTLE, lambda: False)
             elif self._too_much(job)():
                 job.ended = "output"
             status = command.status()
+            if command.full:
+                return self._no_fork(job)
+            if job.ended != "time" and not self.alive():
+                raise self._ending.gone(job)
+            after = self._counters()[0] if job.ended != "time" else before
+            result = self._finish(job, status, before, after)
+            if result.limit is not None and command.kill() is None:
+                self._end_rest(result, Hunt(since=since))
+            return result
         except BaseException:
             if command.running():
-                self._kill(Hunt(since=since, root=command.pid(), by_exec=True))
+                self._kill_exec(command, since)
             raise
         finally:
             self._execs.discard(command)
             command.close()
-        if job.ended != "time" and not self.alive():
-            raise self._ending.gone(job)
-        after = self._counters()[0] if job.ended != "time" else before
-        result = self._finish(job, status, before, after)
-        self._end_rest(result, Hunt(since=since))
-        return result
+
+    def _kill_exec(self, command: ExecCommand, since: int) -> None:
+        done = command.kill()
+        if done is None:
+            self._kill(Hunt(since=since, root=command.pid(), by_exec=True))
+        elif not done:
+            self._ending.end("a command that had to end could not be ended")
 
     def _too_much(self, job: Job) -> Callable[[], bool]:
         return lambda: job.most() > self.spec.limits.output
@@ -332,7 +354,7 @@ class LiveSystem:
         if self._control is not None:
             with contextlib.suppress(ControlLost):
                 done = kill_tree(
-                    self._control,
+                    ControlSight(self._control),
                     hunt,
                     ours=self._own_pids,
                     other_workers=lambda: (
@@ -371,7 +393,8 @@ class LiveSystem:
 
     def begin(self, spec: SandboxSpec) -> bool:
         # The streams of a main process that ended are at their end: nothing has to be asked.
-        if self._closed or self._ending.why or not (self._stream.silent() or self.alive()):
+        silent = self._stream is not None and self._stream.silent()
+        if self._closed or self._ending.why or not (silent or self.alive()):
             return False
         self.spec = spec
         self._ending.begin(spec.limits.timeout)
@@ -401,7 +424,8 @@ class LiveSystem:
         try:
             self.engine.remove()
         finally:
-            self._stream.close()
+            if self._stream is not None:
+                self._stream.close()
             if self._pool is not None:
                 self._pool.close()
             if self._folder is not None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Where = Literal["host", "mapped"]
 
+_CANCEL: Final = 5.0
+"""Seconds that a job which was killed may take to be gone."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -65,6 +68,14 @@ class Channel:
             self._early.append(received)
         what = f"{self._job.partition(':')[2]} ended without an answer"
         raise JobFailed(what, next_step="look whether the machine is out of memory")
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Wait until the job's process is gone, at most so many seconds."""
+        until = time.monotonic() + seconds
+        with contextlib.suppress(Exception):  # what it says now is for nobody
+            while (received := self._next(max(until - time.monotonic(), 0.001))) is not None:
+                for descriptor in received[1]:
+                    os.close(descriptor)
 
     def signal(self, number: int) -> None:
         """Signal the process that the job left to the supervisor."""
@@ -139,8 +150,10 @@ class Supervisor:
         number, channel = self._begin(job, args, fds, where)
         try:
             return channel.result()
-        except KeyboardInterrupt:
-            self._cancel(number)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # interrupted: nor must it go on
+                self._cancel(number)
+                channel.wait_for_end(_CANCEL)
             raise
         finally:
             channel.close()

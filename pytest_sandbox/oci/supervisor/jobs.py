@@ -41,6 +41,7 @@ class Call:
         """A descriptor of the user namespace with the sandboxes' ids; None where this is it."""
         self.spent = False
         """Set by a `repeatable` job that left something in its process after all."""
+        self.afterwards: list[Callable[[], None]] = []
         self._reply = reply
         self._note = note
         self._enter = enter
@@ -102,6 +103,10 @@ class Call:
         done: dict[str, Any] = answer["done"]
         return done
 
+    def later(self, function: Callable[[], None]) -> None:
+        """Run `function` in this process when the answer is sent: nobody waits for it."""
+        self.afterwards.append(function)
+
     def enter_ids(self) -> None:
         """Become root of the sandboxes' ids, for good (a no-op where the job is that already)."""
         self._enter()
@@ -113,6 +118,22 @@ def repeatable(job: Callable[[Call], Any]) -> Callable[[Call], Any]:
     """
     job.repeatable = True  # type: ignore[attr-defined]
     return job
+
+
+_ENDS: list[Callable[[], None]] = []
+
+
+def at_end(function: Callable[[], None]) -> Callable[[], None]:
+    """Run `function` when a process of jobs ends by itself."""
+    _ENDS.append(function)
+    return function
+
+
+def leave() -> None:
+    """In such a process: it ends."""
+    for function in _ENDS:
+        with contextlib.suppress(Exception):
+            function()
 
 
 @cache
@@ -148,6 +169,8 @@ def perform(job: Callable[[Call], Mapping[str, Any] | None], call: Call, word: s
         call.spent = True
     with contextlib.suppress(OSError):  # nobody may wait for it any more
         messages.send(call._reply, answer)
+    for function in call.afterwards:
+        function()
     return not call.spent
 
 

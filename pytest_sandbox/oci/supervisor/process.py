@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages, place
-from pytest_sandbox.oci.supervisor.jobs import Call, describe, find_job, perform, warn
+from pytest_sandbox.oci.supervisor.jobs import Call, describe, find_job, leave, perform, warn
 from pytest_sandbox.oci.supervisor.workers import Pool, Worker, work
 
 _UNCLAIMED: Final = 4096
@@ -230,6 +230,7 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 messages.send(reply, {"failed": describe(error)})
         finally:
+            leave()
             with contextlib.suppress(Exception):
                 sys.stderr.flush()
             os._exit(0)

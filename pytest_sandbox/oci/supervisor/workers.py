@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.waiting import ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,11 +75,13 @@ class Pool:
         return max(self._idle[0].since + _PATIENCE - time.monotonic(), 0.0)
 
     def end(self) -> None:
-        """End all that wait, and wait for their ends."""
+        """End all that wait, and wait for their ends: they put away what they hold first."""
         for worker in self._idle:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
+            worker.channel.close()
         for worker in self._idle:
+            if not ended(worker.pid, _PATIENCE):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(worker.pid, 0)
 

@@ -14,12 +14,15 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
 from pytest_sandbox.runtimes.oci import leavings, weak
+from pytest_sandbox.runtimes.oci.agent_command import AgentCommand
 from pytest_sandbox.runtimes.oci.exec_command import OciExec
+from pytest_sandbox.runtimes.oci.group_counters import GroupCounters
 from pytest_sandbox.runtimes.oci.members import inner_pid, members
 from pytest_sandbox.runtimes.shell import Counters
 
 if TYPE_CHECKING:
     import contextlib
+    import socket
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pytest_sandbox.oci.supervisor import Channel
@@ -46,7 +49,9 @@ class OciContainer:
         *,
         said: TailBuffer,
         counters: int,
+        control: socket.socket | None = None,
     ) -> None:
+        """`control` is the way to process 1 where that runs commands."""
         self.id = order.id
         self.order = order
         self.pid: int = started["pid"]
@@ -56,6 +61,9 @@ class OciContainer:
         self.layers = [Path(layer) for layer in order.layers]
         """The folders of its layers, the lowest first; a snapshot adds one."""
         self.upper = "upper"
+        self.group: str = started["group"]
+        self._user: dict[str, Any] = started["user"]
+        self._control = control
         self._image_layers = len(self.layers)
         self._runtime = runtime
         self._channel = channel
@@ -63,6 +71,9 @@ class OciContainer:
         self._counters = counters
         self._lock = threading.Lock()
         self._exit: int | None = None
+        self._cgroup: GroupCounters | None = None
+        if control is not None and not order.rootless:
+            self._cgroup = GroupCounters(runtime.machine.access.cgroups.paths(self.group))
         self._usage: dict[str, Any] = {}
         self._cleared = False
         self._lost = False
@@ -112,11 +123,11 @@ class OciContainer:
         if patience:
             self._hear(patience, cleared=True)
             return bool(self._usage.get("oom_kills"))
-        return bool(self._runtime.usage(self.id).oom_kills)
+        return bool(self._runtime.usage(self.group).oom_kills)
 
     def counters(self) -> Counters:
         if self._counters < 0:
-            return Counters()
+            return self._cgroup.read() if self._cgroup is not None else Counters()
         oom, pids, _ = weak.COUNTERS.unpack(os.pread(self._counters, weak.COUNTERS.size, 0))
         # The watcher looks now and then; a command that could not fork ends at once.
         full = weak.is_full(self.pid, self._runtime.supervisor.pid, self.order.limits)
@@ -132,6 +143,10 @@ class OciContainer:
         self.kill()
         self._hear(_END, cleared=True)
         self._channel.close()
+        if self._control is not None:
+            self._control.close()
+        if self._cgroup is not None:
+            self._cgroup.close()
         if self._counters >= 0:
             os.close(self._counters)
         if self._lost:
@@ -141,7 +156,9 @@ class OciContainer:
 
     # --- commands ---------------------------------------------------------------------------
 
-    def exec(self, job: Job, facts: Facts) -> OciExec:
+    def exec(self, job: Job, facts: Facts) -> OciExec | AgentCommand:
+        if self._control is not None:
+            return self._ask(job, self._control, facts)
         base = dict(facts.base) or dict(entry.partition("=")[::2] for entry in self.env)
         env = {**base, **job.env}
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -163,6 +180,16 @@ class OciContainer:
         supervisor = self._runtime.supervisor
         return OciExec(supervisor, job, args, said=self._said, spent=self._spend)
 
+    def _ask(self, job: Job, control: socket.socket, facts: Facts) -> AgentCommand:
+        env = {**facts.base, **job.env}
+        message = {
+            "argv": list(job.argv),
+            "env": [f"{name}={value}" for name, value in env.items()],
+            "cwd": job.cwd,
+            "user": "" if job.user == self.order.user else job.user,
+        }
+        return AgentCommand(control, job, message, said=self._said, spent=self._spend)
+
     def _spend(self, seconds: float) -> None:
         with self._lock:
             self._exec_seconds += seconds
@@ -176,7 +203,7 @@ class OciContainer:
             found = self._runtime.watched_stats(self.pid, peak)
             # What the engine started in it is no child of its init.
             return replace(found, cpu_seconds=found.cpu_seconds + self._exec_seconds)
-        usage = self._runtime.usage(self.id)
+        usage = self._runtime.usage(self.group)
         return Stats(
             usage.memory_peak or usage.memory or 0,
             usage.cpu_seconds or 0.0,
@@ -266,7 +293,8 @@ class OciContainer:
 
     def is_quiet(self, ours: Collection[int]) -> bool:
         """Whether no process is in it but those with the pids inside `ours`."""
-        inside = (inner_pid(pid) for pid in members(self.pid, self._runtime.supervisor.pid))
+        top = self.pid if self._control is not None else self._runtime.supervisor.pid
+        inside = (inner_pid(pid) for pid in members(self.pid, top))
         return set(inside) - {0} <= set(ours)
 
     def freeze(self) -> contextlib.AbstractContextManager[None]:

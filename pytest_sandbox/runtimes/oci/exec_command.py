@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.runtimes.leftovers import LEFTOVERS
+from pytest_sandbox.runtimes.oci.command_streams import CommandStreams
 from pytest_sandbox.runtimes.oci.members import inner_pid
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.oci.supervisor import Channel, Supervisor
     from pytest_sandbox.runtimes.job import Job
-    from pytest_sandbox.runtimes.streams import Capture, TailBuffer
+    from pytest_sandbox.runtimes.streams import TailBuffer
 
 _JOB = "pytest_sandbox.runtimes.oci.exec_job:run"
 
@@ -42,26 +41,17 @@ class OciExec:
         self._said = said
         self._spent = spent
         self._channel: Channel | None = None
-        self._outputs: dict[int, Capture] = {}
-        self._stdin = -1
-        self._input = memoryview(job.input or b"")
+        self._streams: CommandStreams | None = None
         self._status: int | None = None
         self._host_pid = 0
 
     def begin(self) -> bool:
         job = self._job
-        stdin = os.pipe2(os.O_CLOEXEC) if job.input else (os.open(os.devnull, os.O_RDONLY), -1)
-        outputs = [os.pipe2(os.O_CLOEXEC) for _ in job.captures]
-        theirs = [stdin[0], outputs[0][1], outputs[-1][1]]
-        self._stdin = stdin[1]
-        self._outputs = dict(zip((o[0] for o in outputs), job.captures, strict=True))
-        for descriptor in (*self._outputs, *([self._stdin] if self._stdin >= 0 else [])):
-            os.set_blocking(descriptor, False)
+        self._streams = streams = CommandStreams(job)
         try:
-            self._channel = self._supervisor.open(_JOB, self._args, theirs)
+            self._channel = self._supervisor.open(_JOB, self._args, streams.theirs)
         finally:
-            for descriptor in {stdin[0], *(o[1] for o in outputs)}:
-                os.close(descriptor)
+            streams.begun()
         answer = self._channel.result()
         if answer["status"]:
             name = job.argv[0]
@@ -74,37 +64,10 @@ class OciExec:
 
     def watch(self, deadline: float | None, too_much: Callable[[], bool]) -> bool:
         assert self._channel is not None
-        while self._status is None:
-            wait = None
-            if deadline is not None:
-                wait = (deadline - time.monotonic()) * 1000
-                if wait <= 0:
-                    return False
-            poller = select.poll()
-            poller.register(self._channel.fileno(), select.POLLIN)
-            for descriptor in self._outputs:
-                poller.register(descriptor, select.POLLIN)
-            if self._input:
-                poller.register(self._stdin, select.POLLOUT)
-            elif self._stdin >= 0:
-                self._end_input()
-            for descriptor, _ in poller.poll(wait):
-                self._serve(descriptor)
-            if too_much():
-                return False
-        for descriptor in list(self._outputs):  # what it wrote before its end
-            while self._read(descriptor):
-                pass
-        return True
-
-    def _serve(self, descriptor: int) -> None:
-        assert self._channel is not None
-        if descriptor == self._channel.fileno():
-            self._hear()
-        elif descriptor == self._stdin:
-            self._feed()
-        else:
-            self._read(descriptor)
+        assert self._streams is not None
+        return self._streams.watch(
+            self._channel.fileno(), self._hear, lambda: self._status is None, deadline, too_much
+        )
 
     def _hear(self) -> None:
         assert self._channel is not None
@@ -116,36 +79,6 @@ class OciExec:
             self._status = code if code >= 0 else 128 - code
             self._spent(float(received[0]["cpu"]))
 
-    def _feed(self) -> None:
-        try:
-            self._input = self._input[os.write(self._stdin, self._input[: 1 << 16]) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._input = memoryview(b"")
-        if not self._input:
-            self._end_input()
-
-    def _end_input(self) -> None:
-        os.close(self._stdin)
-        self._stdin = -1
-
-    def _read(self, descriptor: int) -> bool:
-        """Read once; False where nothing is there now."""
-        try:
-            data = os.read(descriptor, 1 << 18)
-        except BlockingIOError:
-            return False
-        if not data:
-            del self._outputs[descriptor]
-            os.close(descriptor)
-            return False
-        self._job.captures[-1 if self._job.merge else self._index(descriptor)].feed(data)
-        return True
-
-    def _index(self, descriptor: int) -> int:
-        return next(i for i, c in enumerate(self._job.captures) if c is self._outputs[descriptor])
-
     def status(self) -> int:
         return 137 if self._status is None else self._status
 
@@ -156,16 +89,19 @@ class OciExec:
         """Its pid inside the sandbox; 0 for none."""
         return inner_pid(self._host_pid) if self._host_pid else 0
 
+    full = False
+
+    def kill(self) -> bool | None:
+        """Nobody in the sandbox does it for the engine."""
+        return None
+
     def close(self) -> None:
         """Close everything; a command that runs on is killed."""
-        for descriptor in self._outputs:
+        for descriptor in self._streams.close() if self._streams is not None else ():
             if self.running():
                 os.close(descriptor)
             else:
                 LEFTOVERS.add(descriptor, self._said)
-        self._outputs = {}
-        if self._stdin >= 0:
-            self._end_input()
         if self._channel is not None:
             if self._status is not None and self._host_pid:
                 with contextlib.suppress(OSError):

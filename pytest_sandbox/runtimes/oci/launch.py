@@ -1,4 +1,4 @@
-"""Jobs of the supervisor: start one sandbox with runc or crun, and clear away what is left of it.
+"""Jobs of the supervisor: start one sandbox with a launcher, and clear away what is left of it.
 
 A start is split: `create` makes the namespaces and waits, then the network and weaker limits are
 put on, then `start` lets the process run. Everything that a start makes is below the supervisor's
@@ -8,16 +8,14 @@ room (a tmpfs that vanishes with it), in the sandbox's folder of the store, and 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import socket
 import stat
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import UsageError
+from pytest_sandbox.errors import RuntimeUnavailable, UsageError
 from pytest_sandbox.oci import cgroup_usage, cgroups, etc_files, linux
 from pytest_sandbox.oci.config import parse_image_config
 from pytest_sandbox.oci.ids import Range
@@ -29,14 +27,10 @@ from pytest_sandbox.oci.spec.resources import ResourceLimits
 from pytest_sandbox.oci.spec.root import Prepared, prepare_root, root_request
 from pytest_sandbox.oci.supervisor.jobs import repeatable
 from pytest_sandbox.runtimes import hold
-from pytest_sandbox.runtimes.oci import first_process, weak
-from pytest_sandbox.runtimes.oci.engine_cli import (
-    EngineCli,
-    EngineRefused,
-    exec_status,
-    make_states,
-    start_error,
-)
+from pytest_sandbox.runtimes.oci import weak
+from pytest_sandbox.runtimes.oci.launchers.base import Bundle
+from pytest_sandbox.runtimes.oci.launchers.direct.launcher import DirectLauncher
+from pytest_sandbox.runtimes.oci.launchers.engine import EngineLauncher
 from pytest_sandbox.runtimes.oci.order import MountOrder, Order
 from pytest_sandbox.runtimes.oci.programs import find_program
 
@@ -46,6 +40,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.config import ImageConfig
     from pytest_sandbox.oci.snapshots.base import Snapshotter
     from pytest_sandbox.oci.supervisor import Call
+    from pytest_sandbox.runtimes.oci.launchers.base import Launcher
 
 INIT: Final = "/dev/.sandbox-init"
 """Where the init is inside a sandbox: below /dev it never shows in the image's file system."""
@@ -90,8 +85,7 @@ class _Launch:
         self._order = order
         self._place = Path(call.room, order.id)
         self._rootfs = self._place / "rootfs"
-        self._log = str(self._place / "log")
-        self._cli = EngineCli(order.engine, make_states(call.room), rootless=order.rootless)
+        self._launcher = _launcher(order, call.room)
         self._watched = False
         self._config: ImageConfig = parse_image_config(order.config)
         self._notes: list[str] = []
@@ -123,8 +117,16 @@ class _Launch:
         if order.tty and all(order.size):
             rows, columns = order.size
             spec["process"]["consoleSize"] = {"height": rows, "width": columns}
-        (self._place / "config.json").write_text(json.dumps(spec), encoding="utf-8")
-        pid = self._create()
+        bundle = Bundle(
+            order.id,
+            self._place,
+            Path(order.folder),
+            spec,
+            tuple(call.fds[:3]),
+            serve=order.hold,
+            user=prepared.user.to_json(),
+        )
+        pid = self._launcher.create(call, bundle)
         companions: list[int] = []
         ports: list[str] = []
         # What they leave running would be a child of a worker.
@@ -140,15 +142,16 @@ class _Launch:
             name=order.id,
         )
         self._watched = True
-        try:
-            self._cli.start(order.id, pid, log=self._log)
-        except EngineRefused as refused:
-            status = exec_status(refused.text) if order.check else None
-            if status is None:
-                raise start_error(refused) from None
+        status = self._launcher.start()
+        if status and order.check:
             return {"refused": status, "program": told["program"]}
+        if status:
+            what = "not there" if status == 127 else "not executable"
+            msg = f"the sandbox cannot be started: {spec['process']['args'][0]} is {what}"
+            raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor")
         return {
             "pid": pid,
+            "group": self._launcher.group,
             "env": spec["process"]["env"],
             "created": list(prepared.created),
             "shell": told["shell"],
@@ -162,6 +165,7 @@ class _Launch:
         order = self._order
         return {
             "id": order.id,
+            "group": self._launcher.group,
             "folder": order.folder,
             "rootless": order.rootless,
             "cgroups_base": order.cgroups_base,
@@ -173,8 +177,7 @@ class _Launch:
 
     def undo(self) -> None:
         """Nothing of a start that failed is left."""
-        with contextlib.suppress(Exception):
-            self._cli.run(["delete", "--force", self._order.id], log=os.devnull, what="undo")
+        self._launcher.undo()
         if not self._watched:
             with contextlib.suppress(Exception):
                 clear_away(self._call.room, self._rest())
@@ -296,9 +299,9 @@ class _Launch:
             owner = (order.uids[0][1], order.gids[0][1])
         etc_files.write_files(etc, texts, owner)
         binds = etc_files.account_binds(str(etc), prepared.missing)
-        if order.init:
+        if order.init and not self._launcher.brings_init:
             binds.append(Bind.of(order.init, INIT))
-        if order.hold and not told["shell"]:
+        if order.hold and not told["shell"] and not self._launcher.brings_init:
             program = self._place / "hold"
             program.write_bytes(hold.program(self._config.architecture or "amd64"))
             program.chmod(0o755)
@@ -344,7 +347,9 @@ class _Launch:
             engine_files=[*etc, *self._own_binds(prepared, told)],
             tmpfs=order.tmpfs,
             read_only=order.read_only,
-            init=(INIT, "-p", "SIGKILL", "--") if order.init else (),
+            init=(INIT, "-p", "SIGKILL", "--")
+            if order.init and not self._launcher.brings_init
+            else (),
             rootless=order.rootless,
             cgroups_path=_cgroups().below(order.cgroups_base).paths(order.id).engine_path,
             swap=_counts_swap(),
@@ -356,38 +361,7 @@ class _Launch:
             return list(ranges)
         return [(inside, inside, size) for inside, _, size in ranges]
 
-    # --- the engine -------------------------------------------------------------------------
-
-    def _create(self) -> int:
-        order = self._order
-        words = ["create", "--bundle", str(self._place), "--no-new-keyring"]
-        pid_file = first_process.file_of(order.folder)
-        words += ["--pid-file", str(pid_file)]
-        console: socket.socket | None = None
-        if order.tty:
-            console = socket.socket(socket.AF_UNIX)
-            console.bind(str(self._place / "console"))
-            console.listen(1)
-            words += ["--console-socket", str(self._place / "console")]
-        # With a console the engine wants no other terminal.
-        stdio = () if order.tty else tuple(self._call.fds[:3])
-        try:
-            self._cli.run([*words, order.id], log=self._log, stdio=stdio, what="create the sandbox")
-        except EngineRefused as refused:
-            raise start_error(refused) from None
-        if console is not None:
-            self._send_console(console)
-        return int(pid_file.read_text(encoding="ascii"))
-
-    def _send_console(self, console: socket.socket) -> None:
-        with console:
-            console.settimeout(10)
-            end, _ = console.accept()
-            with end:
-                _, fds, _, _ = socket.recv_fds(end, 4096, 1)
-            self._call.send({"console": True}, fds)
-            for descriptor in fds:
-                os.close(descriptor)
+    # --- the network ------------------------------------------------------------------------
 
     def _network(self, pid: int) -> list[str]:
         """The published ports. The network's keeper watches the sandbox and ends by itself, after
@@ -435,7 +409,7 @@ def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
     place = Path(room, args["id"])
     usage: dict[str, Any] = {}
     if not args["rootless"]:
-        paths = _cgroups().below(args["cgroups_base"]).paths(args["id"])
+        paths = _cgroups().below(args["cgroups_base"]).paths(args["group"])
         found = cgroup_usage.read_usage(paths)
         usage = {name: getattr(found, name) for name in ("oom_kills", "memory_peak")}
         if cgroups.remove(paths, wait=0):  # something is in it yet
@@ -447,6 +421,13 @@ def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
     shutil.rmtree(place, ignore_errors=True)
     shutil.rmtree(Path(room, "states", args["id"]), ignore_errors=True)
     return usage
+
+
+def _launcher(order: Order, room: str) -> Launcher:
+    if order.launcher != "direct":
+        return EngineLauncher(order.engine, order.id, room, rootless=order.rootless)
+    found = None if order.rootless else _cgroups().below(order.cgroups_base)
+    return DirectLauncher(found, Path(order.folder).parent.parent / "filters")
 
 
 def _prepared(snapshotter: Snapshotter, lowers: list[int], upper: int) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Machine:
     store: Store
     access: Access
     snapshotter: str
+    launcher: str = "engine"
+    """What starts sandboxes: `direct`, or the `engine`."""
     problems: tuple[str, ...] = ()
     """What does not work here, though sandboxes do."""
 
@@ -66,6 +68,7 @@ class Machine:
             gids=tuple((r.inside, r.outside, r.size) for r in ids.gids),
             cgroups_base=self.access.cgroups.base,
             rootless=ids.rootless and not self.access.usable,
+            launcher="engine" if values.get("tty") else self.launcher,
             **values,
         )
 
@@ -102,7 +105,13 @@ class Machine:
 
 
 def find_machine(
-    root: Path, *, engine: str, snapshotter: str, environ: Mapping[str, str], lasting: bool = False
+    root: Path,
+    *,
+    engine: str,
+    snapshotter: str,
+    environ: Mapping[str, str],
+    lasting: bool = False,
+    launcher: str = "engine",
 ) -> Machine:
     """Try everything that is needed, once a boot. Raises RuntimeUnavailable for what is not there.
 
@@ -119,7 +128,8 @@ def find_machine(
         supervisor.close()
         raise
     notes = tuple(one.what for one in host.findings if not one.ok)
-    return Machine(found, init, supervisor, store, access, host.snapshotter, notes)
+    chosen = "direct" if launcher == "direct" else "engine"
+    return Machine(found, init, supervisor, store, access, host.snapshotter, chosen, notes)
 
 
 def _arches() -> tuple[str, ...]:

@@ -84,6 +84,8 @@ class Order(NamedTuple):
     """The folder of its record (see containers/): its end is told there."""
     remove: bool = False
     """The record goes at the end, too."""
+    launcher: str = "engine"
+    """`direct` for our own launcher; else `engine` is asked."""
     upper: str = ""
     """An upper folder that is there already: the sandbox goes on where it ended."""
 

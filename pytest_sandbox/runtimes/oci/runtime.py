@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.cgroup_usage import Usage
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.store import Store
-    from pytest_sandbox.oci.supervisor import Supervisor
+    from pytest_sandbox.oci.supervisor import Channel, Supervisor
     from pytest_sandbox.runtimes.base import (
         BuildRequest,
         ImageInfo,
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
 _START: Final = "pytest_sandbox.runtimes.oci.launch:start"
 _HOSTNAME: Final = "sandbox"
 _OVERHEAD: Final = 3
-"""Init, the control shell and one worker do not count against the limit of processes."""
+"""Init, the control shell and one worker do not count against the limit of processes (process 1
+alone where that runs the commands).
+"""
 
 
 class OciRuntime:
@@ -67,13 +70,17 @@ class OciRuntime:
         fast_path: bool = True,
         engine: str = "",
         snapshotter: str = "",
+        launcher: str = "",
         folder: Path | None = None,
         settings: Settings | None = None,
     ) -> None:
         self._environ = dict(os.environ if environ is None else environ)
         self.fast_path = fast_path
         self._settings = settings or Settings()
+        self._launcher = launcher or self._settings.launcher
         self._engine = engine or self._settings.oci_engine.removeprefix("auto")
+        if self._launcher in {"runc", "crun"} and not self._engine:
+            self._engine = self._launcher
         self._snapshotter = snapshotter or self._settings.oci_snapshotter
         self._root = folder or data_folder(self._environ) / "oci"
         self._lock = threading.RLock()
@@ -94,6 +101,7 @@ class OciRuntime:
                     self._root,
                     engine=self._engine,
                     snapshotter=self._snapshotter,
+                    launcher=self._launcher,
                     environ=self._environ,
                 )
             return self._machine
@@ -216,7 +224,8 @@ class OciRuntime:
         number = next(self._numbers)
         word = re.sub(r"[^A-Za-z0-9]", "", owner.run)[:8] or "run"
         name = f"ps-{word}-{owner.pid}-{number}-{secrets.token_hex(3)}"
-        folder = self._folder.make(owner, name) if self.fast_path else None
+        direct = self.machine.launcher == "direct"
+        folder = self._folder.make(owner, name) if self.fast_path and not direct else None
         order = self._order(spec, image, name, folder)
         try:
             system = self._start(spec, order, folder, owner)
@@ -246,7 +255,7 @@ class OciRuntime:
             limits=LimitOrder(
                 memory=limits.memory,
                 cpus=min(limits.cpus, machine.cpus),
-                pids=limits.pids + _OVERHEAD,
+                pids=limits.pids + (1 if machine.launcher == "direct" else _OVERHEAD),
                 nofile=limits.nofile,
                 weak=machine.weak,
             ),
@@ -262,33 +271,84 @@ class OciRuntime:
     ) -> LiveSystem:
         leavings.note(self._root, order.id, owner)
         self.store.use_layers(order.id, [Path(layer).parent.name for layer in order.layers])
-        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-        ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
-        theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
         counters = -1
         if order.limits.weak:
             counters = os.memfd_create("pytest-sandbox-counters")
             os.pwrite(counters, bytes(weak.COUNTERS.size), 0)
-        control = Control(PipeChannel(*ours), TailBuffer())
+        extra = [counters] if counters >= 0 else []
         try:
-            extra = [counters] if counters >= 0 else []
-            channel = self.supervisor.open(_START, order.document(), [*theirs, *extra])
-            for descriptor in theirs:
-                os.close(descriptor)
-            theirs = []
-            try:
-                started = channel.result()
-            except BaseException:
-                channel.close()
-                raise
+            if order.launcher == "direct":
+                return self._start_direct(spec, order, extra)
+            return self._start_held(spec, order, folder, extra)
         except BaseException:
-            control.close()
-            for descriptor in (*theirs, *([counters] if counters >= 0 else [])):
+            for descriptor in extra:  # no sandbox took it
                 os.close(descriptor)
             leavings.forget_failed(self._root, order.id)
             raise
+
+    def _start_direct(self, spec: SandboxSpec, order: Order, counters: list[int]) -> LiveSystem:
+        """Process 1 runs the commands."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            channel, started = self._open(order, [null, null, null, *counters])
+        finally:
+            os.close(null)
+        _, (agent,) = channel.receive() or ({}, (-1,))
+        said = TailBuffer()
         container = OciContainer(
-            self, order, channel, started, said=control.said, counters=counters
+            self,
+            order,
+            channel,
+            started,
+            said=said,
+            counters=counters.pop() if counters else -1,
+            control=socket.socket(fileno=agent),
+        )
+        base = dict(entry.partition("=")[::2] for entry in started["env"])
+        return LiveSystem(
+            container,
+            spec,
+            None,
+            Facts(base=base),
+            said=said,
+            folder=None,
+            fast=False,
+            disk=False,
+            closed=self._forget,
+        )
+
+    def _open(self, order: Order, fds: list[int]) -> tuple[Channel, dict[str, Any]]:
+        channel = self.supervisor.open(_START, order.document(), fds)
+        try:
+            return channel, channel.result()
+        except BaseException:
+            channel.close()
+            raise
+
+    def _start_held(
+        self, spec: SandboxSpec, order: Order, folder: Path | None, counters: list[int]
+    ) -> LiveSystem:
+        """A shell on our pipes holds it, and runs the commands."""
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+        ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
+        theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
+        control = Control(PipeChannel(*ours), TailBuffer())
+        try:
+            try:
+                channel, started = self._open(order, [*theirs, *counters])
+            finally:
+                for descriptor in theirs:
+                    os.close(descriptor)
+        except BaseException:
+            control.close()
+            raise
+        container = OciContainer(
+            self,
+            order,
+            channel,
+            started,
+            said=control.said,
+            counters=counters.pop() if counters else -1,
         )
         try:
             return self._meet(spec, container, control, started, folder)
@@ -319,6 +379,7 @@ class OciRuntime:
             spec,
             control,
             facts,
+            said=control.said,
             folder=folder,
             fast=fast,
             disk=False,

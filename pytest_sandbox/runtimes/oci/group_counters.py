@@ -1,0 +1,56 @@
+"""The counters of a sandbox's cgroup, read before and after each command: the files stay open."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.runtimes.shell import Counters
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_sandbox.oci.cgroups import GroupPaths
+
+_OOM = (("memory", "memory.events"), ("memory", "memory.oom_control"))
+_PIDS = (("pids", "pids.events"),)
+
+
+class GroupCounters:
+    """What the kernel counted in a group (see cgroup_usage for where)."""
+
+    def __init__(self, paths: GroupPaths) -> None:
+        self._oom = _open(paths, _OOM)
+        self._pids = _open(paths, _PIDS)
+
+    def read(self) -> Counters:
+        """Now; 0 for what this machine does not count, or when the group is gone."""
+        return Counters(_value(self._oom, b"oom_kill"), _value(self._pids, b"max"))
+
+    def close(self) -> None:
+        """Done with it."""
+        for descriptor in (self._oom, self._pids):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._oom = self._pids = -1
+
+
+def _open(paths: GroupPaths, files: tuple[tuple[str, str], ...]) -> int:
+    for controller, name in files:
+        folder: Path | None = paths.controllers.get(controller)
+        if folder is not None:
+            try:
+                return os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+    return -1
+
+
+def _value(descriptor: int, key: bytes) -> int:
+    if descriptor < 0:
+        return 0
+    try:
+        words = os.pread(descriptor, 4096, 0).split()
+    except OSError:
+        return 0
+    return int(words[words.index(key) + 1]) if key in words else 0

@@ -1,0 +1,233 @@
+"""Process 1 of a sandbox: it starts commands for the client, reaps, and ends what has to end.
+
+It talks to the client alone, over a channel that nothing inside can reach: one message for each
+command, with its descriptors and a channel of its own, where its end is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.runtimes.killing import Hunt
+from pytest_sandbox.runtimes.oci.launchers.direct.command import attempt, become
+from pytest_sandbox.runtimes.oci.launchers.direct.hunting import kill_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_sandbox.runtimes.oci.launchers.direct.command import Confinement
+
+_PATIENCE: Final = 10.0
+"""Seconds in which a killed command is gone."""
+_FORWARDED: Final = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT")
+
+
+class Group:
+    """A cgroup of the v2 tree for commands, used again when nothing is left in it."""
+
+    def __init__(self, parent: int, number: int) -> None:
+        self.name = f"c{number}"
+        os.mkdir(self.name, 0o755, dir_fd=parent)
+        self._parent = parent
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self.folder = os.open(self.name, flags, dir_fd=parent)
+        self._kill = os.open("cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.folder)
+        self._events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.folder)
+
+    def empty(self) -> bool:
+        """Whether no process is in it."""
+        return b"populated 0" in os.pread(self._events, 200, 0)
+
+    def kill(self) -> None:
+        """SIGKILL to everything in it."""
+        os.write(self._kill, b"1")
+
+
+class Command:
+    """One of them, until its channel is closed."""
+
+    def __init__(self, pid: int, channel: socket.socket, group: Group | None, main: bool) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.group = group
+        self.main = main
+        self.since = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10_000_000
+        self.ended = False
+
+
+class Agent:
+    """The loop of process 1. `parent` is a descriptor of the sandbox's group in the v2 tree, -1
+    for none.
+    """
+
+    def __init__(self, control: socket.socket, confinement: Confinement, parent: int) -> None:
+        self._control = control
+        self._confinement = confinement
+        self._parent = parent
+        self._poll = select.poll()
+        self._running: dict[int, Command] = {}
+        self._channels: dict[int, Command] = {}
+        self._free: list[Group] = []
+        self._busy: list[Group] = []
+        self._numbers = 0
+        self._over = False
+
+    def serve(self) -> None:
+        """Work until the client is gone, or the main process has ended."""
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _nothing)
+        control = self._control.fileno()
+        for descriptor in (reader, control):
+            self._poll.register(descriptor, select.POLLIN)
+        while not self._over:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == control:
+                    self._request()
+                elif descriptor == reader:
+                    self._signals(os.read(reader, 512))
+                elif descriptor in self._channels:
+                    self._hear(self._channels[descriptor])
+
+    # --- commands ---------------------------------------------------------------------------
+
+    def _request(self) -> None:
+        received = None
+        with contextlib.suppress(OSError, ValueError):
+            received = messages.receive(self._control)
+        if received is None:
+            self._over = True
+            return
+        message, (end, *stdio) = received
+        channel = socket.socket(fileno=end)
+        try:
+            self._begin(message, channel, stdio)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                full = error.errno in {errno.EAGAIN, errno.ENOMEM}
+                messages.send(channel, {"full": True} if full else {"errno": error.errno})
+            channel.close()
+        finally:
+            for descriptor in stdio:
+                os.close(descriptor)
+
+    def _begin(
+        self, message: Mapping[str, Any], channel: socket.socket, stdio: list[int]
+    ) -> None:
+        group = self._group()
+        try:
+            pid = self._fork(group)
+        except OSError:
+            if group is not None:
+                self._free.append(group)
+            raise
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if "trial" in message:
+                attempt(self._confinement, message, channel)
+            become(self._confinement, message, stdio, channel)
+        command = Command(pid, channel, group, bool(message.get("main")))
+        self._running[pid] = command
+        self._channels[channel.fileno()] = command
+        self._poll.register(channel, select.POLLIN)
+        if command.main:
+            for name in _FORWARDED:
+                signal.signal(signal.Signals[f"SIG{name}"], _nothing)
+
+    def _fork(self, group: Group | None) -> int:
+        if group is None:
+            return os.fork()
+        flags = linux.CLONE_INTO_CGROUP
+        return linux.clone3(flags, exit_signal=signal.SIGCHLD, cgroup=group.folder)
+
+    def _group(self) -> Group | None:
+        if self._parent < 0:
+            return None
+        for group in [group for group in self._busy if group.empty()]:
+            self._busy.remove(group)
+            self._free.append(group)
+        if self._free:
+            return self._free.pop()
+        self._numbers += 1
+        return Group(self._parent, self._numbers)
+
+    def _signals(self, numbers: bytes) -> None:
+        if signal.SIGCHLD in numbers:
+            self._reap()
+        for number in set(numbers) - {signal.SIGCHLD}:
+            for command in self._running.values():
+                if command.main:
+                    os.kill(command.pid, number)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status, used = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            command = self._running.pop(pid, None)
+            if command is None:
+                continue  # an orphan
+            command.ended = True
+            code = os.waitstatus_to_exitcode(status)
+            if command.main:
+                os._exit(code if code >= 0 else 128 - code)
+            with contextlib.suppress(OSError):
+                cpu = used.ru_utime + used.ru_stime
+                messages.send(command.channel, {"exit": code, "cpu": cpu})
+
+    # --- their ends -------------------------------------------------------------------------
+
+    def _hear(self, command: Command) -> None:
+        """Its client wants all of it to end, or has done with it."""
+        received = None
+        with contextlib.suppress(OSError, ValueError):
+            received = messages.receive(command.channel)
+        if received is not None:
+            if "signal" in received[0] and not command.ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(command.pid, int(received[0]["signal"]))
+                return
+            done = self._kill(command)
+            with contextlib.suppress(OSError):
+                messages.send(command.channel, {"killed": done})
+            return
+        if not command.ended and not command.main:
+            self._kill(command)  # nobody waits for it any more
+        self._poll.unregister(command.channel)
+        del self._channels[command.channel.fileno()]
+        command.channel.close()
+        if command.group is not None:
+            (self._free if command.group.empty() else self._busy).append(command.group)
+
+    def _kill(self, command: Command) -> bool:
+        """End everything of a command; whether that is done."""
+        deadline = time.monotonic() + _PATIENCE
+        if command.group is None:
+            others = [pid for pid in self._running if pid != command.pid]
+            root = 0 if command.ended else command.pid
+            hunt = Hunt(since=command.since, root=root, session=command.pid)
+            done = kill_processes(hunt, others, self._reap, deadline)
+        else:
+            command.group.kill()
+            while not (done := command.group.empty()) and time.monotonic() < deadline:
+                self._reap()
+                time.sleep(0.0005)
+        self._reap()  # a zombie still counts against the limit of processes
+        return done
+
+
+def _nothing(*_: object) -> None:
+    """A signal is told by the wakeup descriptor; ignoring it would be inherited."""

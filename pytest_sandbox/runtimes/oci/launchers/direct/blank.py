@@ -1,0 +1,156 @@
+"""A blank: a process with all namespaces, its own cgroup and the system's mounts, that waits for
+a root. It is made ahead, so that what the kernel takes its time for is off a start's path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from pytest_sandbox.oci import cgroups as groups
+from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.lifetimes import started
+from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.supervisor.jobs import describe
+from pytest_sandbox.runtimes.oci.launchers.direct import settling
+from pytest_sandbox.runtimes.oci.launchers.direct.profile import controllers
+from pytest_sandbox.runtimes.oci.launchers.direct.staging import stage
+
+if TYPE_CHECKING:
+    import socket
+
+    from pytest_sandbox.oci.cgroups import Cgroups, GroupPaths
+    from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
+
+PREFIX: Final = "ps-blank"
+_SPACES: Final = (
+    linux.CLONE_NEWUSER
+    | linux.CLONE_NEWNS
+    | linux.CLONE_NEWPID
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+)
+
+
+class Blank:
+    """One, as its maker sees it. `end` is the way to it, `group` its cgroup's name (empty: it has
+    none), `paths` the folders of that.
+    """
+
+    def __init__(
+        self, profile: Profile, pid: int, end: socket.socket, paths: GroupPaths | None
+    ) -> None:
+        self.profile = profile
+        self.pid = pid
+        self.end = end
+        self.paths = paths
+        self.group = paths.name if paths else ""
+
+    def throw_away(self) -> None:
+        """End it, and remove its cgroup."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.end.close()
+        if self.paths is not None:
+            groups.remove(self.paths)
+
+
+def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor: int) -> Blank:
+    """Make one; it goes on by itself while this returns. Raises OSError.
+
+    `supervisor` is a pidfd of the process that reaps it, and at whose end it ends; the caller is
+    that one's child.
+    """
+    paths = None
+    if cgroups is not None:
+        paths = groups.make(cgroups, new_name(), controllers(cgroups))
+    group = -1
+    if paths is not None and paths.unified is not None:
+        # The supervisor's own view of the tree, which can be written to.
+        group = os.open(paths.unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mine, theirs = messages.pair()
+    flags = _SPACES | linux.CLONE_PARENT | (linux.CLONE_NEWNET if profile.network else 0)
+    try:
+        pid = linux.clone3(flags)
+        if pid == 0:
+            _live(theirs, profile, room, supervisor, group)
+    except BaseException:
+        if paths is not None:
+            groups.remove(paths)
+        mine.close()
+        raise
+    finally:
+        theirs.close()
+        if group >= 0:
+            os.close(group)
+    blank = Blank(profile, pid, mine, paths)
+    try:
+        for name, ranges in (("uid_map", profile.uids), ("gid_map", profile.gids)):
+            text = "".join(f"{a} {b} {c}\n" for a, b, c in ranges)
+            descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(descriptor, text.encode())
+            os.close(descriptor)
+        if paths is not None:
+            groups.attach(paths, pid)
+            _give_commands(paths, profile)
+        mine.send(b"go")
+    except BaseException:
+        blank.throw_away()
+        raise
+    return blank
+
+
+def new_name() -> str:
+    """A cgroup's name that says whose it is: this process's parent's, the supervisor's."""
+    parent = os.getppid()
+    return f"{PREFIX}-{parent}-{started(parent)}-{secrets.token_hex(5)}"
+
+
+def _give_commands(paths: GroupPaths, profile: Profile) -> None:
+    """Let the sandbox's process 1 make groups for commands, in the v2 tree.
+
+    Commands cannot: the tree is mounted read-only in their sandbox, and no descriptor reaches them.
+    """
+    if paths.unified is None:
+        return
+    owner = (profile.uids[0][1], profile.gids[0][1])
+    for path in (paths.unified, paths.unified / "cgroup.procs"):
+        os.chown(path, *owner)
+
+
+def _live(
+    channel: socket.socket, profile: Profile, room: str, supervisor: int, group: int
+) -> NoReturn:
+    """In the blank. It never returns."""
+    try:
+        linux.close_all_but([channel.fileno(), supervisor, group])
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for standard in range(3):  # what the supervisor writes its log to is not the sandbox's
+            os.dup2(null, standard)
+        os.close(null)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        if channel.recv(16) != b"go":
+            os._exit(1)
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        os.setgroups([])
+        # The change of ids took it back; the parent may have died before this.
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if select.select([supervisor], [], [], 0)[0]:
+            os._exit(1)
+        os.umask(0)
+        linux.unshare(linux.CLONE_NEWCGROUP)
+        stage(room, profile)
+        settling.settle(channel, profile, room, group)
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            messages.send(channel, {"failed": describe(error)})
+    finally:
+        os._exit(1)

@@ -1,0 +1,174 @@
+"""In a command's own process: what confines it, then its program. Also what it may fail at."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import signal
+import struct
+import termios
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+from pytest_sandbox.errors import MissingDirectory, UnknownUser
+from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.spec.process import DEFAULT_PATH
+from pytest_sandbox.oci.spec.users import resolve_user
+from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.supervisor.jobs import describe
+from pytest_sandbox.runtimes.oci.launchers.direct import privileges
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+OOM_SCORE: Final = b"900"
+"""A command is to be killed before process 1 (proc(5), oom_score_adj)."""
+_DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Python ignores them, and a program would inherit that."""
+_CANNOT: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR, errno.ELOOP})
+_TIOCGPTN: Final = 0x80045430
+_TIOCSPTLCK: Final = 0x40045431
+
+
+class Confinement(NamedTuple):
+    """What all commands of a sandbox have in common; `user` is who they are unless they say so."""
+
+    user: Mapping[str, Any]
+    capabilities: int
+    rlimits: list[tuple[int, tuple[int, int]]]
+    deny: bytes
+
+    @classmethod
+    def of(cls, process: Mapping[str, Any], user: Mapping[str, Any], deny: bytes) -> Confinement:
+        """From the `process` of a runtime spec."""
+        bounding = privileges.bits(process["capabilities"]["bounding"])
+        return cls(user, bounding, privileges.limits(process["rlimits"]), deny)
+
+
+def become(
+    confinement: Confinement, message: Mapping[str, Any], stdio: list[int], channel: socket.socket
+) -> NoReturn:
+    """Be the command that `message` describes; what hinders it is said on `channel`."""
+    status = 127
+    try:
+        os.setsid()
+        for number in _DEFAULTS:
+            signal.signal(number, signal.SIG_DFL)
+        if message.get("tty") is not None:
+            stdio = [_terminal(message["tty"], channel)] * 3
+        for standard, descriptor in enumerate(stdio):
+            os.dup2(descriptor, standard)
+        user = _confine(confinement, message)
+        status = _execute(message, user)
+        name = message["argv"][0]
+        text = "not found" if status == 127 else "cannot be executed"
+        os.write(2, f"{name}: {text}\n".encode("utf-8", "surrogateescape"))
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            messages.send(channel, {"failed": describe(error)})
+    finally:
+        os._exit(status)
+
+
+def attempt(
+    confinement: Confinement, message: Mapping[str, Any], channel: socket.socket
+) -> NoReturn:
+    """Try every attack of the launcher's self-test, with just what a command has; the findings are
+    said on `channel`.
+    """
+    try:
+        from pytest_sandbox.runtimes.oci.launchers import attacks
+
+        os.setsid()
+        _confine(confinement, message)
+        messages.send(channel, {"possible": attacks.run_all()})
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            messages.send(channel, {"failed": describe(error)})
+    finally:
+        os._exit(0)
+
+
+def _confine(confinement: Confinement, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give up what a command must not have; its user."""
+    with contextlib.suppress(OSError):
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(score, OOM_SCORE)
+        os.close(score)
+    user = message.get("who") or _user(message["user"]) if message["user"] else confinement.user
+    for number, pair in confinement.rlimits:
+        resource.setrlimit(number, pair)
+    if confinement.deny:
+        linux.install_filter(confinement.deny)
+    os.setgroups(user["groups"])
+    os.setresgid(user["gid"], user["gid"], user["gid"])
+    os.setresuid(user["uid"], user["uid"], user["uid"])
+    held = confinement.capabilities if user["uid"] == 0 else 0
+    linux.capset(held, held)
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)
+    return user
+
+
+def _user(name: str) -> dict[str, Any]:
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return resolve_user(root, name).to_json()
+    except UnknownUser as wrong:
+        msg = f"user {name!r} is unknown in the sandbox: {wrong.what}"
+        raise UnknownUser(msg, next_step=wrong.next_step) from None
+    finally:
+        os.close(root)
+
+
+def _execute(message: Mapping[str, Any], user: Mapping[str, Any]) -> int:
+    """Returns only when it cannot be executed: 126 or 127. Raises MissingDirectory."""
+    try:
+        os.chdir(message["cwd"])
+    except OSError as wrong:
+        msg = f"cwd {message['cwd']!r} is no directory in the sandbox"
+        raise MissingDirectory(msg) from wrong
+    env = {}
+    for entry in message["env"]:
+        name, _, value = entry.partition("=")
+        env[os.fsencode(name)] = os.fsencode(value)
+    if message["user"] or not env.get(b"HOME"):
+        env[b"HOME"] = os.fsencode(user["home"])
+    argv = [os.fsencode(word) for word in message["argv"]]
+    found = 127
+    for program in _candidates(argv[0], env.get(b"PATH", b"")):
+        try:
+            os.execve(program, argv, env)
+        except OSError as wrong:
+            if wrong.errno == errno.E2BIG:
+                raise
+            if wrong.errno in _CANNOT:
+                found = 126
+    return found
+
+
+def _candidates(name: bytes, path: bytes) -> list[bytes]:
+    """As execvp(3) looks for it."""
+    if b"/" in name:
+        return [name]
+    folders = (path or DEFAULT_PATH.encode()).split(b":")
+    return [os.path.join(folder or b".", name) for folder in folders]  # noqa: PTH118
+
+
+def _terminal(size: list[int], channel: socket.socket) -> int:
+    """A new terminal of the sandbox's own, as the controlling one; its other end is said as
+    `console`. pty(7), TIOCSCTTY of ioctl_tty(2).
+    """
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    master = os.open("/dev/pts/ptmx", flags)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, struct.pack("I", 0)))[0]
+    terminal = os.open(f"/dev/pts/{number}", flags)
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    if all(size):
+        rows, columns = size
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    messages.send(channel, {"said": {"console": True}}, [master])
+    return terminal

@@ -1,0 +1,223 @@
+"""The worker's side of the direct launcher: it gives a blank what the bundle says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pytest_sandbox.errors import RuntimeUnavailable
+from pytest_sandbox.oci import cgroups as groups
+from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.supervisor.jobs import at_end, rebuild
+from pytest_sandbox.runtimes.oci.launchers.direct.blank import make_blank
+from pytest_sandbox.runtimes.oci.launchers.direct.profile import is_system, profile_of
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pytest_sandbox.oci.cgroups import Cgroups
+    from pytest_sandbox.oci.supervisor import Call
+    from pytest_sandbox.runtimes.oci.launchers.base import Bundle
+    from pytest_sandbox.runtimes.oci.launchers.direct.blank import Blank
+    from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
+
+_HERE: Final = -100  # AT_FDCWD
+_PATIENCE: Final = 30.0
+_ATTRIBUTES: Final = {
+    "ro": linux.MOUNT_ATTR_RDONLY,
+    "rro": linux.MOUNT_ATTR_RDONLY,
+    "nosuid": linux.MOUNT_ATTR_NOSUID,
+    "nodev": linux.MOUNT_ATTR_NODEV,
+    "noexec": linux.MOUNT_ATTR_NOEXEC,
+}
+
+_PROCESS: Final = ("user", "capabilities", "rlimits", "noNewPrivileges")
+
+_ahead: list[Blank] = []
+"""The blank that this worker has made ahead, if any."""
+_parent: list[int] = []
+"""A pidfd of the supervisor, once it is needed."""
+
+
+class DirectLauncher:
+    """See Launcher. The way to process 1 is said to the caller as `agent`."""
+
+    brings_init = True
+
+    def __init__(self, cgroups: Cgroups | None, filters: Path, *, ahead: bool = True) -> None:
+        """`cgroups`: sandboxes get a group of their own; `filters` is where compiled filters are
+        kept. `ahead`: after a start, make a blank for the next one.
+        """
+        self.group = ""
+        self._cgroups = cgroups
+        self._filters = filters
+        self._make_ahead = ahead
+        self._blank: Blank | None = None
+        self._control: socket.socket | None = None
+        self._main: dict[str, Any] | None = None
+        self._call: Call | None = None
+        self._bundle: Bundle | None = None
+
+    def create(self, call: Call, bundle: Bundle) -> int:
+        self._call, self._bundle = call, bundle
+        profile = profile_of(bundle.spec, self._cgroups, self._filters)
+        self._blank = blank = _take(profile) or self._make(profile, call.room)
+        self.group = blank.group
+        self._limit(blank, bundle.spec["linux"].get("resources", {}))
+        process = bundle.spec["process"]
+        order = {
+            "hostname": bundle.spec.get("hostname", ""),
+            "read_only": bundle.spec["root"]["readonly"],
+            "process": {name: process[name] for name in _PROCESS},
+            "user": bundle.user or _plain_user(process["user"]),
+            "guarded": call.ids is not None,
+        }
+        mine, theirs = messages.pair()
+        trees = [linux.open_tree(_HERE, bundle.spec["root"]["path"], _tree_flags())]
+        try:
+            own = [one for one in bundle.spec["mounts"] if not is_system(one)]
+            order["mounts"] = [_mount(one, trees) for one in own]
+            messages.send(blank.end, order, [trees[0], theirs.fileno(), *trees[1:]])
+        except OSError as wrong:
+            mine.close()
+            _fail(f"the sandbox ended before it was told its root ({wrong})", wrong)
+        finally:
+            theirs.close()
+            for tree in trees:
+                os.close(tree)
+        self._control = mine
+        # From here on the sandbox alone holds its root.
+        linux.umount(bundle.spec["root"]["path"], linux.MNT_DETACH)
+        _await(blank)
+        if not bundle.serve:
+            self._main = {
+                "main": True,
+                "argv": process["args"],
+                "env": process["env"],
+                "cwd": process["cwd"],
+                "user": "",
+            }
+        if self._make_ahead:
+            call.later(lambda: self._ahead(profile, call.room))
+        return blank.pid
+
+    def start(self) -> int:
+        assert self._control is not None
+        assert self._call is not None
+        assert self._bundle is not None
+        assert self._blank is not None
+        with self._control as control:
+            if self._main is not None:
+                kept, channel = messages.pair()
+                with kept, channel:
+                    stdio = self._bundle.stdio
+                    messages.send(control, self._main, [channel.fileno(), *stdio])
+            else:
+                self._call.send({"agent": True}, [control.fileno()])
+        self._blank.end.close()
+        return 0
+
+    def undo(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._blank is not None:
+            self._blank.throw_away()
+
+    def _make(self, profile: Profile, room: str) -> Blank:
+        return make_blank(profile, self._cgroups, room, _supervisor())
+
+    def _ahead(self, profile: Profile, room: str) -> None:
+        while _ahead:
+            _ahead.pop().throw_away()
+        with contextlib.suppress(OSError):  # the next start makes its own, and says what is wrong
+            _ahead.append(self._make(profile, room))
+
+    def _limit(self, blank: Blank, resources: Mapping[str, Any]) -> None:
+        if blank.paths is None:
+            return
+        cpu = resources.get("cpu")
+        try:
+            groups.limit(
+                blank.paths,
+                memory=resources.get("memory", {}).get("limit"),
+                pids=resources.get("pids", {}).get("limit"),
+                cpus=cpu["quota"] / cpu["period"] if cpu else None,
+            )
+        except OSError as wrong:
+            msg = f"a limit cannot be set: {wrong}"
+            raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor") from wrong
+
+
+@at_end
+def let_go() -> None:
+    """The worker ends: its blank does, too."""
+    while _ahead:
+        _ahead.pop().throw_away()
+
+
+def _take(profile: Profile) -> Blank | None:
+    if _ahead and _ahead[-1].profile.key == profile.key:
+        return _ahead.pop()
+    return None
+
+
+def _supervisor() -> int:
+    if not _parent:
+        _parent.append(os.pidfd_open(os.getppid()))
+    return _parent[0]
+
+
+def _await(blank: Blank) -> None:
+    """Wait until the sandbox has its root. Raises what went wrong in it."""
+    blank.end.settimeout(_PATIENCE)
+    try:
+        while True:
+            received = messages.receive(blank.end)
+            if received is None:
+                _fail("the sandbox ended while it was made")
+            if "failed" in received[0]:
+                error = rebuild(received[0]["failed"], "launch:settle")
+                if isinstance(error, OSError):
+                    _fail(f"the sandbox could not be made: {error}", error)
+                raise error
+            if "settled" in received[0]:
+                return
+    except TimeoutError as wrong:
+        _fail(f"the sandbox was not made within {_PATIENCE:g} s", wrong)
+
+
+def _fail(what: str, cause: BaseException | None = None) -> NoReturn:
+    step = "run pytest-sandbox doctor, or use --sandbox-launcher=runc"
+    raise RuntimeUnavailable(what, next_step=step) from cause
+
+
+def _mount(mount: Mapping[str, Any], trees: list[int]) -> dict[str, Any]:
+    """A mount of the spec, as the sandbox is told; the tree of a bind is put behind `trees`."""
+    told = {"destination": mount["destination"], "type": mount["type"], "folder": True}
+    if mount["type"] != "bind":
+        return {**told, "options": mount["options"]}
+    options = mount["options"]
+    tree = linux.open_tree(_HERE, mount["source"], _tree_flags(deep="rbind" in options))
+    trees.append(tree)
+    wanted = 0
+    for option in options:
+        wanted |= _ATTRIBUTES.get(option, 0)
+    if wanted:
+        deep = linux.AT_RECURSIVE if "rro" in options else 0
+        linux.mount_setattr(tree, flags=linux.AT_EMPTY_PATH | deep, set=wanted)
+    return {**told, "folder": stat.S_ISDIR(os.fstat(tree).st_mode)}
+
+
+def _tree_flags(*, deep: bool = False) -> int:
+    flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
+    return flags | linux.AT_RECURSIVE if deep else flags
+
+
+def _plain_user(user: Mapping[str, Any]) -> dict[str, Any]:
+    groups_of = list(user.get("additionalGids", ()))
+    return {"uid": user["uid"], "gid": user["gid"], "groups": groups_of, "home": "/"}

@@ -1,0 +1,150 @@
+"""What of a runtime spec a blank can be made from, before it is known what will run in it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+from pytest_sandbox.errors import UsageError
+from pytest_sandbox.oci.cgroups import Layout
+from pytest_sandbox.oci.seccomp_filter import deny_clone3, filter_for, split_clone3
+from pytest_sandbox.oci.spec.mounts import under
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from pytest_sandbox.oci.cgroups import Cgroups
+
+_SYSTEM: Final = ("/proc", "/dev", "/sys")
+_KNOWN: Final[Mapping[str, set[str]]] = {
+    "": {
+        *("ociVersion", "process", "root", "mounts", "annotations", "linux", "hostname"),
+    },
+    "process": {
+        *("terminal", "user", "args", "env", "cwd", "capabilities", "rlimits", "consoleSize"),
+        "noNewPrivileges",
+    },
+    "process.user": {"uid", "gid", "umask", "additionalGids"},
+    "root": {"path", "readonly"},
+    "linux": {
+        *("uidMappings", "gidMappings", "namespaces", "maskedPaths", "readonlyPaths", "seccomp"),
+        *("sysctl", "resources", "cgroupsPath"),
+    },
+    "linux.resources": {"memory", "cpu", "pids", "devices"},
+    "linux.resources.memory": {"limit", "swap"},
+    "linux.resources.cpu": {"quota", "period"},
+    "linux.resources.pids": {"limit"},
+}
+_NAMESPACES: Final = {"user", "pid", "ipc", "uts", "mount", "cgroup", "network"}
+_WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio", "freezer", "devices")
+"""The controllers of control groups v1 that a sandbox's processes are put into."""
+
+
+class Profile(NamedTuple):
+    """Everything that blanks of one kind have in common. `key` names it."""
+
+    key: str
+    mounts: tuple[dict[str, Any], ...]
+    masked: tuple[str, ...]
+    readonly: tuple[str, ...]
+    sysctl: Mapping[str, str]
+    network: bool
+    uids: tuple[tuple[int, int, int], ...]
+    gids: tuple[tuple[int, int, int], ...]
+    hierarchies: tuple[tuple[str, str], ...]
+    """(name of the folder, options of mount(2)) of each hierarchy of control groups v1 to show."""
+    unified: str
+    """Where the v2 tree is shown: "unified" below the others, "." alone; empty for nowhere."""
+    filter: bytes
+    deny: bytes
+    """The filter of each command on top of `filter`; empty for none."""
+
+
+def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) -> Profile:
+    """The profile of a spec. `cgroups`: sandboxes get a group of their own; `filters` is the folder
+    of compiled filters. Raises UsageError for what this launcher does not do.
+    """
+    check(spec)
+    linux = spec["linux"]
+    kinds = {entry["type"] for entry in linux["namespaces"]}
+    system = tuple(one for one in spec["mounts"] if is_system(one))
+    changed, number = split_clone3(linux["seccomp"])
+    names, unified = _shown(cgroups)
+    parts: dict[str, Any] = {
+        "mounts": system,
+        "masked": tuple(linux["maskedPaths"]),
+        "readonly": tuple(linux["readonlyPaths"]),
+        "sysctl": linux.get("sysctl", {}),
+        "network": "network" in kinds,
+        "uids": _ranges(linux["uidMappings"]),
+        "gids": _ranges(linux["gidMappings"]),
+        "hierarchies": names,
+        "unified": unified,
+    }
+    key = json.dumps([parts, len(linux["seccomp"]["syscalls"]), number], sort_keys=True)
+    program = filter_for(changed, filters)
+    return Profile(
+        key=key, **parts, filter=program, deny=deny_clone3(number) if number else b""
+    )
+
+
+def is_system(mount: Mapping[str, Any]) -> bool:
+    """Whether a mount of the spec is one of the system's own (/proc, /dev, /sys and in them)."""
+    return mount["type"] != "bind" and under(mount["destination"], _SYSTEM)
+
+
+def controllers(cgroups: Cgroups) -> list[str]:
+    """The controllers whose groups a sandbox's processes are put into."""
+    if cgroups.layout is Layout.V2:
+        return [name for name in ("memory", "pids", "cpu", "io") if name in cgroups.controllers]
+    return [name for name in _WANTED if name in cgroups.controllers]
+
+
+def _shown(cgroups: Cgroups | None) -> tuple[tuple[tuple[str, str], ...], str]:
+    if cgroups is None:
+        return (), ""
+    if cgroups.layout is Layout.V2:
+        return (), "."
+    found: dict[str, list[str]] = {}
+    for name in controllers(cgroups):
+        found.setdefault(cgroups.controllers[name].mount.name, []).append(name)
+    shown = tuple((folder, ",".join(names)) for folder, names in found.items())
+    return shown, "unified" if cgroups.unified else ""
+
+
+def _ranges(maps: Iterable[Mapping[str, int]]) -> tuple[tuple[int, int, int], ...]:
+    return tuple((one["containerID"], one["hostID"], one["size"]) for one in maps)
+
+
+def check(spec: Mapping[str, Any]) -> None:
+    """Raises UsageError that names the first thing of the spec that this launcher does not do."""
+    for where, known in _KNOWN.items():
+        part: Any = spec
+        for name in filter(None, where.split(".")):
+            part = part.get(name, {})
+        odd = sorted(set(part) - known)
+        if odd:
+            _undone(f"{where}.{odd[0]}".lstrip("."))
+    if spec["process"].get("terminal"):
+        _undone("process.terminal")
+    linux = spec["linux"]
+    for entry in linux["namespaces"]:
+        if entry["type"] not in _NAMESPACES or "path" in entry:
+            _undone(f"linux.namespaces {entry}")
+    lacking = _NAMESPACES - {"network"} - {entry["type"] for entry in linux["namespaces"]}
+    if lacking:
+        _undone(f"a sandbox without a {min(lacking)} namespace")
+    devices = linux.get("resources", {}).get("devices", [])
+    if any(rule != {"allow": False, "access": "rwm"} for rule in devices):
+        _undone("linux.resources.devices")
+    if "seccomp" not in linux:
+        _undone("a sandbox without linux.seccomp")
+    for mount in spec["mounts"]:
+        if mount["type"] not in {*("bind", "tmpfs", "proc", "sysfs", "devpts", "mqueue", "cgroup")}:
+            _undone(f"a mount of type {mount['type']}")
+
+
+def _undone(what: str) -> NoReturn:
+    msg = f"the direct launcher does not implement {what}"
+    raise UsageError(msg, next_step="use --sandbox-launcher=runc")

@@ -1,0 +1,105 @@
+"""In a blank: take a root and become process 1 of its sandbox."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pytest_sandbox.oci import linux
+from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.runtimes.oci.launchers.direct import privileges
+from pytest_sandbox.runtimes.oci.launchers.direct.agent import Agent
+from pytest_sandbox.runtimes.oci.launchers.direct.command import Confinement
+from pytest_sandbox.runtimes.oci.launchers.direct.staging import split, tops
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
+
+_HERE: Final = -100  # AT_FDCWD
+_INSIDE: Final = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+_ATTACH: Final = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+
+
+def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> NoReturn:
+    """Wait for the order, take the root, serve. It ends with its channel.
+
+    The order's descriptors: the root's tree, the control channel, then the tree of each bind.
+    """
+    messages.send(channel, {"staged": True})
+    received = messages.receive(channel)
+    if received is None:
+        os._exit(0)
+    order, (tree, control, *trees) = received
+    _take_root(stage, profile, order, tree, trees)
+    if order["hostname"]:
+        socket.sethostname(order["hostname"])
+    if profile.network:
+        privileges.loopback_up()
+    process = order["process"]
+    os.umask(process["user"].get("umask", 0o022))
+    confinement = Confinement.of(process, order["user"], profile.deny)
+    privileges.confine_agent(process, profile.filter, guarded=order["guarded"])
+    messages.send(channel, {"settled": True})
+    channel.close()
+    # The control channel, and the group of the v2 tree that commands are put below.
+    linux.close_all_but([control, group])
+    with socket.socket(fileno=control) as end:
+        Agent(end, confinement, group).serve()
+    os._exit(0)
+
+
+def _take_root(
+    stage: str, profile: Profile, order: Mapping[str, Any], tree: int, trees: Sequence[int]
+) -> None:
+    linux.move_mount(tree, "", _HERE, f"{stage}/root", linux.MOVE_MOUNT_F_EMPTY_PATH)
+    # Opened anew: from here on it is the mounted root, in this namespace.
+    root = os.open(f"{stage}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for path in tops(profile):
+        target = _place(root, path, folder=True)
+        linux.move_mount(_HERE, stage + path, target, "", linux.MOVE_MOUNT_T_EMPTY_PATH)
+        os.close(target)
+    left = iter(trees)
+    for mount in order["mounts"]:
+        target = _place(root, mount["destination"], folder=mount["folder"])
+        if mount["type"] == "tmpfs":
+            source = f"{stage}/new"
+            os.makedirs(source, exist_ok=True)  # noqa: PTH103
+            flags, data = split(mount["options"])
+            linux.mount("tmpfs", source, "tmpfs", flags, data)
+            linux.move_mount(_HERE, source, target, "", linux.MOVE_MOUNT_T_EMPTY_PATH)
+        else:
+            linux.move_mount(next(left), "", target, "", _ATTACH)
+        os.close(target)
+    if order["read_only"]:
+        again = os.open(f"{stage}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        linux.mount_setattr(again, set=linux.MOUNT_ATTR_RDONLY)
+        os.close(again)
+    os.fchdir(root)
+    linux.pivot_root(".", ".")
+    linux.umount(".", linux.MNT_DETACH)
+    os.chdir("/")
+
+
+def _place(root: int, path: str, *, folder: bool) -> int:
+    """A mount point as a descriptor, made where it is missing; links are followed inside the root
+    only (what is below /dev is made here, all else was looked at before the start).
+    """
+    flags = os.O_PATH | (os.O_DIRECTORY if folder else 0)
+    name = path.lstrip("/")
+    try:
+        return linux.openat2(root, name, flags, resolve=_INSIDE)
+    except FileNotFoundError:
+        parent, _, last = name.rpartition("/")
+        holder = _place(root, parent, folder=True) if parent else os.dup(root)
+        try:
+            if folder:
+                os.mkdir(last, 0o755, dir_fd=holder)
+            else:
+                made = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
+                os.close(os.open(last, made, 0o644, dir_fd=holder))
+            return linux.openat2(holder, last, flags, resolve=_INSIDE)
+        finally:
+            os.close(holder)
