@@ -6,6 +6,7 @@ Whoever wants the same layer at the same time waits, and finds it there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -13,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import InvalidImage
+from pytest_sandbox.errors import InvalidImage, SandboxError
 from pytest_sandbox.oci.applying import (
     OtherSnapshotter,
     apply_ahead,
@@ -145,8 +146,9 @@ def _unpack_layers(
         finally:
             run.close()
     except BaseException:
-        work.close()
-        store.empty_trash()
+        with contextlib.suppress(SandboxError, OSError):  # the next one looks again
+            work.close()
+            store.empty_trash()
         raise
     return tuple(ImageLayer(t.key, t.source.diff_id, t.source.blob) for t in tasks), work
 

@@ -179,6 +179,18 @@ def test_a_signal_while_it_pulls(cli, registry, image):
     cli.nothing_left(5)
 
 
+def test_an_interrupt_while_it_unpacks(cli, debian, clean):
+    """What unpacks is ended before its files are removed."""
+    work = cli.data / "oci" / "tmp"
+    for files in (1, 300, 1500):
+        process = cli.begin("run", "--rm", "-q", debian, "true", stderr=subprocess.PIPE)
+        wait_for(lambda least=files: sum(len(names) for _, _, names in os.walk(work)) >= least)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (130, b"")
+        cli.nothing_left(5)
+
+
 def _silent():
     """A port that accepts and never answers."""
     import socket
