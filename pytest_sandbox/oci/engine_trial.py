@@ -189,13 +189,16 @@ class _Cli:
     def run(self, command: str, *words: str, output: int = subprocess.DEVNULL) -> str:
         """What the engine complains of; empty if nothing. Raises TimeoutExpired."""
         log = self._place / f"{command}.log"
-        with log.open("wb") as errors:
+        nothing = self._place / "nothing"
+        nothing.touch()
+        # Not /dev/null: crun before 1.24 gives its stdin to the sandbox's root, the device itself.
+        with log.open("wb") as errors, nothing.open("rb") as empty:
             done = subprocess.run(
                 [
                     *(self._engine.path, "--root", self._place / "state"),
                     *(command, *words, self._name),
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=empty,
                 stdout=output,
                 stderr=errors if output == subprocess.DEVNULL else output,
                 env=self._environ,

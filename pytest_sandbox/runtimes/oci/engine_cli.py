@@ -62,7 +62,11 @@ class EngineCli:
             process.wait()
             msg = f"{Path(self._program).name} did not {what} within {_TIMEOUT:g} s"
             raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor")
-        if process.wait():
+        failed = process.wait()
+        if "crun" in Path(self._program).name and os.geteuid() == 0:
+            # Before 1.24 it gives its stdio to the sandbox's root, the machine's /dev/null too.
+            os.chown(os.devnull, 0, 0)
+        if failed:
             raise EngineRefused(what, said(log), Path(self._program).name)
 
     def start(self, name: str, pid: int, *, log: str) -> None:
