@@ -24,9 +24,7 @@ class Systems:
     `workers` how many processes share the machine.
     """
 
-    def __init__(
-        self, runtime: Runtime, owner: Owner, *, pool: int, workers: int
-    ) -> None:
+    def __init__(self, runtime: Runtime, owner: Owner, *, pool: int, workers: int) -> None:
         self._runtime = runtime
         self._owner = owner
         self._lock = threading.Lock()
@@ -61,9 +59,7 @@ class Systems:
         found = self._runtime.find_image(reference)
         return found.digest if found is not None else ""
 
-    def start(
-        self, spec: SandboxSpec, ahead: Ahead | None = None, digest: str = ""
-    ) -> System:
+    def start(self, spec: SandboxSpec, ahead: Ahead | None = None, digest: str = "") -> System:
         """A system as `spec` says; with `ahead` it may come from the pool, and `digest` is the
         content of its image where that is known. `release` ends it.
         """
