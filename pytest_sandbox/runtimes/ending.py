@@ -22,6 +22,8 @@ class Ending:
         self._closed = False
         self._pid = os.getpid()
         self._memory = False
+        self.told = 0
+        """So many kills for want of memory were told with the commands that they hit."""
         self.why = ""
         self._set(seconds)
 
@@ -112,5 +114,7 @@ class Ending:
 
     def _ran_out_of_memory(self) -> bool:
         lived = time.monotonic() - self._began
-        self._memory = self._memory or self._engine.was_out_of_memory(lived, patience=1.0)
+        self._memory = self._memory or self._engine.was_out_of_memory(
+            lived, patience=1.0, known=self.told
+        )
         return self._memory

@@ -68,9 +68,9 @@ class Engine(Protocol):
 
     def running(self) -> bool: ...
 
-    def was_out_of_memory(self, seconds: float, patience: float = 0.0) -> bool:
+    def was_out_of_memory(self, seconds: float, patience: float = 0.0, known: int = 0) -> bool:
         """Whether the memory limit killed something in the last `seconds`; with `patience` the
-        container is ending, and only what ended it counts.
+        container is ending, and only what ended it counts. The first `known` kills were told.
         """
         ...
 
@@ -371,9 +371,10 @@ class LiveSystem:
     def _finish(self, job: Job, status: int, before: Counters, after: Counters) -> Result:
         limit = job.ended
         self._seen = Counters(max(after.oom, self._seen.oom), max(after.pids, self._seen.pids))
+        self._ending.told = self._seen.oom
         if self._control is None and status == 137 and limit is None:
             seconds = time.monotonic() - job.began
-            if self.engine.was_out_of_memory(seconds):
+            if self.engine.was_out_of_memory(seconds, known=before.oom):
                 limit = "memory"
         if limit is None and after.oom > before.oom and (status or self._running == 1):
             limit = "memory"

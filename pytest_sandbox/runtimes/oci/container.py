@@ -79,6 +79,7 @@ class OciContainer:
         self._lost = False
         self._removed = False
         self._full = 0
+        self._told = 0
         self._exec_seconds = 0.0
         self._was_full = False
 
@@ -117,13 +118,18 @@ class OciContainer:
                 elif "gone" in message:
                     self._cleared = True
 
-    def was_out_of_memory(self, seconds: float, patience: float = 0.0) -> bool:  # noqa: ARG002
+    def was_out_of_memory(self, seconds: float, patience: float = 0.0, known: int = 0) -> bool:
+        del seconds  # kills are counted, and have no times
         if self.order.limits.weak:
-            return self.counters().oom > 0
-        if patience:
+            killed = self.counters().oom
+        elif patience:
             self._hear(patience, cleared=True)
-            return bool(self._usage.get("oom_kills"))
-        return bool(self._runtime.usage(self.group).oom_kills)
+            killed = self._usage.get("oom_kills") or 0
+        else:
+            killed = self._runtime.usage(self.group).oom_kills or 0
+        known = max(known, self._told)
+        self._told = max(killed, self._told)
+        return killed > known
 
     def counters(self) -> Counters:
         if self._counters < 0:
