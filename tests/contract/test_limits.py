@@ -214,3 +214,13 @@ def test_the_end_of_the_main_process_is_told(start: Callable[..., System]):
     assert not system.alive()
     with pytest.raises(SandboxGone):
         system.run(["true"])
+
+
+def test_a_kill_for_memory_that_was_told_explains_no_later_end(start: Callable[..., System]):
+    system = start(memory=96 << 20)
+    assert sh(system, "head -c 400m /dev/zero | tail -c 300m | wc -c; exit 9").limit == "memory"
+    assert sh(system, "kill -9 $$").limit is None
+    system.engine.kill()  # type: ignore[attr-defined]  # as somebody else would
+    with pytest.raises(SandboxGone) as caught:
+        system.run(["sleep", "5"])
+    assert caught.value.limit is None
