@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.images.installing import install_commands
 from pytest_sandbox.images.name import FAMILY_LABEL, HASH_LABEL, image_hash
 from pytest_sandbox.images.repositories import KEYS, apt_source, dnf_source, ppa_sources
 
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 
 CERTIFICATES: Final = "certificates"
 """The folder of the build context that holds extra CA certificates."""
-
-# Engines that give builds an unlimited number of open files make rpm close a billion of them.
-_NOFILE: Final = "{ ulimit -n 65536 2>/dev/null || :; }"
-
-_APT: Final = "-o APT::Update::Error-Mode=any -o Acquire::Retries=3 -o Acquire::Languages=none"
 
 
 def dockerfile(spec: ImageSpec) -> str:
@@ -110,73 +106,6 @@ def repository_commands(family: str, repositories: Sequence[Repository]) -> list
     elif family == "rhel":
         found += [dnf_source(one) for one in repositories]
     return found
-
-
-def install_commands(family: str, packages: Sequence[str]) -> list[str]:
-    """Install the packages (sorted already): no questions, no recommendations, no stale indexes, no
-    leftovers of the manager's cache."""
-    if not packages:
-        return []
-    names = " ".join(shlex.quote(name) for name in packages)
-    return _INSTALL[family](names)
-
-
-def _apt(names: str) -> list[str]:
-    # 101: services are not started by what installs them
-    policy = (
-        "RUN printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d "
-        "&& chmod 0755 /usr/sbin/policy-rc.d"
-    )
-    install = (
-        "RUN export DEBIAN_FRONTEND=noninteractive \\\n"
-        f" && apt-get {_APT} update \\\n"
-        f" && apt-get {_APT} -o Dpkg::Options::=--force-confold install -y "
-        f"--no-install-recommends {names} \\\n"
-        " && apt-get clean && rm -rf /var/lib/apt/lists/*"
-    )
-    return [policy, install]
-
-
-def _dnf(names: str) -> list[str]:
-    options = (
-        "--setopt=install_weak_deps=False --setopt=tsflags=nodocs --setopt=retries=5 "
-        "--setopt=max_parallel_downloads=10"
-    )
-    return [f"RUN {_NOFILE}; dnf -y {options} install {names} && dnf clean all"]
-
-
-def _pacman(names: str) -> list[str]:
-    # pacman's own sandbox needs Landlock, which an image build often lacks; the build is one
-    sandbox = "RUN sed -i 's/^#DisableSandbox/DisableSandbox/' /etc/pacman.conf"
-    install = f"pacman -Syu --noconfirm --needed {names} && rm -rf /var/cache/pacman/pkg/*"
-    return [sandbox, f"RUN {_NOFILE}; {install}"]
-
-
-def _apk(names: str) -> list[str]:
-    return [f"RUN apk add --no-cache --no-progress {names}"]
-
-
-def _zypper(names: str) -> list[str]:
-    # 102 and 103 ask for a reboot or a restart of zypper; 106 skipped a repository and 107 lost a
-    # package's script: such an image would be half of one.
-    install = (
-        f"RUN {_NOFILE}; zypper --non-interactive refresh \\\n"
-        f" && {{ zypper --non-interactive install --no-recommends {names}; status=$?; \\\n"
-        "    case $status in 0|102|103) ;; \\\n"
-        "    106) echo 'zypper skipped a repository' >&2; exit $status ;; \\\n"
-        "    107) echo 'a script of a package failed' >&2; exit $status ;; \\\n"
-        "    *) exit $status ;; esac; } && zypper clean --all"
-    )
-    return [install]
-
-
-_INSTALL: Final = {
-    "debian": _apt,
-    "rhel": _dnf,
-    "arch": _pacman,
-    "alpine": _apk,
-    "suse": _zypper,
-}
 
 
 def group_commands(groups: Sequence[str]) -> list[str]:

@@ -10,10 +10,10 @@ from pytest_sandbox.errors import Blame, ImageUnavailable, SpecError
 from pytest_sandbox.images.dockerfile import (
     certificate_commands,
     group_commands,
-    install_commands,
     repository_commands,
 )
 from pytest_sandbox.images.families import untagged
+from pytest_sandbox.images.installing import install_commands
 from pytest_sandbox.images.repositories import KeyFile, key_files
 from pytest_sandbox.images.requirements import Repository  # noqa: TC001 - msgspec reads it
 from pytest_sandbox.targets import MANAGERS, Target

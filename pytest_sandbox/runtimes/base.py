@@ -142,6 +142,10 @@ class BuildRequest:
     network: Network = "bridge"
     limits: Limits = field(default_factory=Limits)
     timeout: float = 900.0
+    lists_since: float = 0.0
+    """Package lists that builds share are used if they were got after this POSIX time."""
+    ground: str = ""
+    """Where the base is one that others share: whose package lists to use (see Runtime builds)."""
 
 
 @dataclass(frozen=True, slots=True)

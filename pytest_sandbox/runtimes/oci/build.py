@@ -8,6 +8,7 @@ the store: that of a killed build is found by its lock, and removed (see Store.s
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import posixpath
@@ -22,10 +23,12 @@ from pytest_sandbox.errors import (
     RuntimeUnavailable,
     SandboxError,
 )
-from pytest_sandbox.runtimes.build_blame import failed, took_too_long
+from pytest_sandbox.images.installing import KEEPING
+from pytest_sandbox.runtimes.build_blame import blame_of, failed, took_too_long
 from pytest_sandbox.runtimes.oci import build_run, images
 from pytest_sandbox.runtimes.oci import dockerfile_text as text
 from pytest_sandbox.runtimes.oci.build_image import Draft, NewLayer
+from pytest_sandbox.runtimes.oci.build_packages import KeptPackages, ground_key
 from pytest_sandbox.runtimes.oci.order import LimitOrder
 
 if TYPE_CHECKING:
@@ -35,8 +38,10 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.store import Work
     from pytest_sandbox.runtimes.base import BuildRequest, ImageInfo
+    from pytest_sandbox.runtimes.oci.build_packages import Shown
+    from pytest_sandbox.runtimes.oci.build_run import Ran
     from pytest_sandbox.runtimes.oci.dockerfile_text import Instruction
-    from pytest_sandbox.runtimes.oci.order import Order
+    from pytest_sandbox.runtimes.oci.order import MountOrder, Order
     from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 
 _JOBS: Final = "pytest_sandbox.runtimes.oci.build_jobs"
@@ -85,6 +90,8 @@ class _Build:
         self._command = ""
         self._arguments: dict[str, str] = {}
         self._declared: list[str] = []
+        self._before: list[str] = []
+        self._base_digest = ""
 
     def run(self) -> Image:
         request = self._request
@@ -93,12 +100,15 @@ class _Build:
         try:
             self._begin(1, total, str(first))
             base = self._base(text.base_of(first))
+            self._base_digest = base.config_digest
             self._order = self._runtime.machine.order(base, "build")
             layered = self._store.snapshotter.layered
             self._draft = Draft(self._store, base, layered=layered)
             for number, instruction in enumerate(rest, 2):
                 self._begin(number, total, str(instruction))
                 _DO[instruction.word](self, instruction)
+                if instruction.word != "LABEL":  # which tells of the whole image
+                    self._before.append(str(instruction))
             if request.labels:
                 told = " ".join(f"{name}={value}" for name, value in request.labels.items())
                 self._begin(total, total, f"LABEL {told}")
@@ -170,9 +180,17 @@ class _Build:
         proxies = {name: given[name] for name in given if name in _PREDEFINED}
         own = self._draft.env
         env = {name: v for name, v in {**proxies, **declared}.items() if name not in own}
-        folder = self._work.folder / f"run-{next(self._numbers)}"
-        order = self._ordered(folder, (*shell, command), env)
-        ran = build_run.run(self._runtime, order, self._lines, self._deadline)
+        kept = self._kept(env) if instruction.packages else None
+        if kept is None:
+            folder, ran = self._sandbox((*shell, command), env)
+        else:
+            folder, ran = self._install((*shell, command), env, kept, instruction.packages)
+        self._check(ran)
+        told = [f"|{len(declared)}", *(f"{n}={v}" for n, v in declared.items())] if declared else []
+        self._seal(folder, " ".join(["RUN", *told, *shell, command]), created=ran.created)
+
+    def _check(self, ran: Ran) -> None:
+        """Raise BuildFailed unless the command did its work."""
         if ran.timed_out:
             raise self._late()
         if ran.status:
@@ -185,10 +203,93 @@ class _Build:
                 code=ran.status,
                 out_of_memory=ran.out_of_memory,
             )
-        told = [f"|{len(declared)}", *(f"{n}={v}" for n, v in declared.items())] if declared else []
-        self._seal(folder, " ".join(["RUN", *told, *shell, command]), created=ran.created)
 
-    def _ordered(self, folder: Path, argv: tuple[str, ...], env: Mapping[str, str]) -> Order:
+    def _sandbox(
+        self, argv: tuple[str, ...], env: Mapping[str, str], mounts: tuple[MountOrder, ...] = ()
+    ) -> tuple[Path, Ran]:
+        """Run one command over the layers so far; its folder, with what it changed."""
+        folder = self._work.folder / f"run-{next(self._numbers)}"
+        self._lines = build_run.Lines()
+        order = self._ordered(folder, argv, env, mounts)
+        return folder, build_run.run(self._runtime, order, self._lines, self._deadline)
+
+    # --- packages ---------------------------------------------------------------------------
+
+    def _kept(self, env: Mapping[str, str]) -> KeptPackages | None:
+        """The package lists that builds share, where they can be had."""
+        family = self._request.target.family
+        if self._order.snapshotter != "overlay" or family not in KEEPING:
+            return None
+        if self._request.network == "none":
+            return None
+
+        def run(script: str, shown: Shown) -> None:
+            ran = self._sandbox(("/bin/sh", "-c", script), env, shown.mounts)[1]
+            self._check(ran)
+
+        return KeptPackages(self._store, self._work, family, run)
+
+    def _install(
+        self,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        kept: KeptPackages,
+        packages: tuple[str, ...],
+    ) -> tuple[Path, Ran]:
+        """Run an instruction that installs packages, with lists and archives that are kept.
+
+        Lists that were kept may be too old for what the mirror has: where it fails, and that can be
+        the reason, the lists are got anew, and it is run once more.
+        """
+        request = self._request
+        key = request.ground or self._ground
+        if request.ground:
+            generation = kept.latest(key, since=request.lists_since)
+            if generation is None:
+                return self._sandbox(argv, env)
+        else:
+            generation = kept.ready(key, [packages], since=request.lists_since)
+        with kept.shown(generation) as shown:
+            folder, ran = self._sandbox(argv, env, shown.mounts)
+        old = not (request.ground or key in kept.fetched)
+        if not (old and ran.status and not ran.timed_out and self._stale()):
+            return folder, ran
+        self._say(f"step {self._step}: once more with new package lists")
+        generation = kept.ready(key, [packages], since=time.time())
+        with kept.shown(generation) as shown:
+            return self._sandbox(argv, env, shown.mounts)
+
+    def _stale(self) -> bool:
+        """Whether what a command said can come from package lists that are too old."""
+        blame, reason = blame_of("\n".join(self._lines.last))
+        return bool(reason) and blame in {Blame.RECIPE, Blame.UPSTREAM}
+
+    @property
+    def _ground(self) -> str:
+        """What the lists of packages at this point of the build depend on."""
+        request = self._request
+        return ground_key(
+            request.target.family,
+            {
+                "arch": request.target.arch,
+                "base": self._base_digest,
+                "before": self._before,
+                "args": {name: self._arguments[name] for name in self._declared},
+                "files": {
+                    name: hashlib.sha256(data).hexdigest()
+                    for name, data in sorted(request.files.items())
+                    if name != "Dockerfile"
+                },
+            },
+        )
+
+    def _ordered(
+        self,
+        folder: Path,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        mounts: tuple[MountOrder, ...],
+    ) -> Order:
         limits, machine = self._request.limits, self._runtime.machine
         name = f"ps-build-{os.getpid()}-{secrets.token_hex(5)}"
         return self._order._replace(
@@ -200,6 +301,7 @@ class _Build:
             env=tuple(f"{name}={value}" for name, value in env.items()),
             hostname="sandbox",
             network=self._request.network,
+            mounts=mounts,
             limits=LimitOrder(
                 memory=limits.memory,
                 cpus=min(limits.cpus, machine.cpus),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pytest_sandbox.errors import Blame, BuildFailed
+from pytest_sandbox.images.installing import marked_packages
 
 WORDS: Final = ("FROM", "RUN", "COPY", "LABEL", "ENV", "ARG", "USER", "WORKDIR")
 _DIRECTIVE: Final = re.compile(r"#\s*(syntax|escape|check)\s*=\s*(\S*)", re.IGNORECASE)
@@ -23,12 +24,14 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 @dataclass(frozen=True, slots=True)
 class Instruction:
     """One instruction: `word` in capitals, `text` all that follows, its lines joined as Docker
-    joins them. `line` is where it begins, from 1.
+    joins them. `line` is where it begins, from 1. `packages` are those that the comment before it
+    says it installs.
     """
 
     line: int
     word: str
     text: str
+    packages: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.word} {self.text}"
@@ -47,12 +50,15 @@ def parse(text: str) -> list[Instruction]:
     found: list[Instruction] = []
     parts: list[str] = []
     begin = 0
+    packages: tuple[str, ...] = ()
     for number, line in enumerate(text.split("\n"), 1):
         raw = line.removesuffix("\r")
         stripped = raw.strip()
         if stripped.startswith("#"):
             if not found and not parts:
                 _check_directive(number, stripped)
+            if not parts:
+                packages = marked_packages(stripped)
             continue
         if not stripped:
             continue
@@ -61,10 +67,10 @@ def parse(text: str) -> list[Instruction]:
         piece = raw if parts else raw.lstrip()
         parts.append(_CONTINUED.sub(r"\1", piece))
         if parts[-1] == piece:
-            found.append(_instruction(begin, "".join(parts).strip()))
-            parts = []
+            found.append(_instruction(begin, "".join(parts).strip(), packages))
+            parts, packages = [], ()
     if parts:
-        found.append(_instruction(begin, "".join(parts).strip()))
+        found.append(_instruction(begin, "".join(parts).strip(), packages))
     if not found or found[0].word != "FROM":
         raise refused(found[0].line if found else 1, "it does not begin with FROM")
     for instruction in found[1:]:
@@ -145,14 +151,14 @@ def single_of(instruction: Instruction) -> str:
     return words[0]
 
 
-def _instruction(line: int, text: str) -> Instruction:
+def _instruction(line: int, text: str, packages: tuple[str, ...]) -> Instruction:
     word, _, rest = text.partition(" ") if " " in text else text.partition("\t")
     name = word.upper()
     if name not in WORDS:
         raise refused(line, f"the instruction {name[:40]} (known are {', '.join(WORDS)})")
     if not rest.strip():
         raise refused(line, f"{name} without anything behind it")
-    return Instruction(line, name, rest.strip())
+    return Instruction(line, name, rest.strip(), packages)
 
 
 def _check_directive(line: int, text: str) -> None:

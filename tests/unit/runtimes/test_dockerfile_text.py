@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pytest_sandbox.errors import Blame, BuildFailed
-from pytest_sandbox.images.dockerfile import (
-    certificate_commands,
-    group_commands,
-    install_commands,
-)
+from pytest_sandbox.images.dockerfile import certificate_commands, group_commands
+from pytest_sandbox.images.installing import install_commands
 from pytest_sandbox.images.repositories import ppa_sources
 from pytest_sandbox.runtimes.oci import dockerfile_text as text
 
@@ -43,7 +40,9 @@ def test_everything_that_is_generated_is_read(family: str):
     found = text.parse("\n".join(["FROM base", 'LABEL a.b="c" d="e"', *commands]) + "\n")
     assert len(found) == 2 + len(commands)
     for instruction, command in zip(found[2:], commands, strict=True):
-        assert str(instruction) == command.replace("\\\n", "")
+        comment, _, joined = command.replace("\\\n", "").rpartition("\n")
+        assert str(instruction) == joined
+        assert instruction.packages == (("jq", "g++") if comment else ())
         if instruction.word == "RUN":
             assert text.shell_text(instruction) == instruction.text
         else:
