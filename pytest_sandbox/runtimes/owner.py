@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.oci.lifetimes import boot_id, pid_namespace, started
+from pytest_sandbox.oci.lifetimes import boot_id, is_over, pid_namespace, started
 from pytest_sandbox.runtimes.base import Owner
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def owner_is_dead(owner: Owner, created: float, now: float) -> bool:
     """Whether what `owner` made at POSIX time `created` may go."""
     if owner.boot != boot_id() or owner.namespace != pid_namespace():
         return now - created > FOREIGN_AGE
-    return started(owner.pid) != owner.started
+    return is_over(owner.pid, owner.started)
 
 
 def owner_labels(owner: Owner, created: float) -> dict[str, str]:

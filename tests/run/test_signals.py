@@ -37,6 +37,14 @@ def test_an_unhandled_signal_ends_it(cli, image, clean):
         assert process.wait(20) == 143
 
 
+def test_signals_that_the_caller_blocks_are_not_blocked_inside(cli, image, clean):
+    def block():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP})
+
+    seen = cli.good("run", "--rm", image, "grep", "SigBlk", "/proc/self/status", preexec_fn=block)
+    assert int(seen.split()[1], 16) == 0
+
+
 def test_a_signal_reaches_a_command_of_exec(cli, image):
     identity = cli.good("run", "-d", "--rm", image, "sleep", "1000").strip()
     with cli.start("exec", identity, "sh", "-c", trap("INT"), stdout=subprocess.PIPE) as process:

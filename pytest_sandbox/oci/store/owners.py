@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.oci.lifetimes import boot_id, pid_namespace, started
+from pytest_sandbox.oci.lifetimes import boot_id, is_over, pid_namespace, started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,11 +37,13 @@ class Owner:
         """
         if self.boot != boot_id() or self.namespace != pid_namespace():
             return age > FOREIGN_AGE
-        return started(self.pid) != self.started
+        return is_over(self.pid, self.started)
 
 
 def owner_of(pid: int = 0) -> Owner:
-    """A process as an owner; this one by default. Raises ProcessLookupError if it is gone."""
+    """A process as an owner; this one by default. Raises ProcessLookupError if it is gone, and
+    OSError where the kernel does not tell.
+    """
     pid = pid or os.getpid()
     began = started(pid)
     if began is None:

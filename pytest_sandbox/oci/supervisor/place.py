@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ def settle(client: socket.socket, setup: Mapping[str, Any]) -> int | None:
     linux.prctl(linux.PR_SET_NAME, b"sandbox-keeper")
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     os.umask(0o022)  # the client's may close what sandboxes have to walk through
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # nor do its blocked signals go any further
     if setup["rootless"]:
         linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
         messages.send(client, {"map": os.getpid()})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_sandbox.errors import RuntimeUnavailable
-from pytest_sandbox.oci.lifetimes import pid_namespace, started
+from pytest_sandbox.oci.lifetimes import is_over, pid_namespace
 
 PREFIX: Final = "pytest-sandbox-room-"
 _PLACES: Final = ("/tmp", "/run", "/var/tmp")
@@ -42,7 +42,7 @@ def sweep_rooms() -> int:
     for place in _PLACES:
         for folder in Path(place).glob(PREFIX + "*"):
             match = _NAME.fullmatch(folder.name)
-            if match is None or match[1] != pid_namespace() or started(int(match[2])) is not None:
+            if match is None or match[1] != pid_namespace() or not is_over(int(match[2])):
                 continue
             with contextlib.suppress(OSError):
                 if folder.lstat().st_uid == os.geteuid():

@@ -33,9 +33,9 @@ def kill_left(folder: str | Path) -> bool:
     file = file_of(folder)
     try:
         pid, written = int(file.read_text(encoding="ascii")), file.stat().st_mtime
+        began = started(pid)
     except (OSError, ValueError):
         return False
-    began = started(pid)
     if began is None:
         return False
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")

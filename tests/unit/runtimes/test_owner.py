@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -41,6 +42,17 @@ def test_a_zombie_is_dead():
             time.sleep(0.01)
         assert owner_is_dead(owner, 0.0, time.time())  # nobody has waited for it yet
     assert owner_is_dead(owner, 0.0, time.time())
+
+
+def test_of_what_cannot_be_told_nothing_is_dead():
+    owner = current_owner("r")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))  # nothing more can be opened
+    try:
+        dead = owner_is_dead(owner, 0.0, time.time())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not dead
 
 
 def test_another_boot_or_namespace_goes_by_age():
