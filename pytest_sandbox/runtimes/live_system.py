@@ -128,6 +128,7 @@ class LiveSystem:
         self._seen = Counters()
         self._execs: set[ExecCommand] = set()
         self._running = 0
+        self._fast = fast
         self._pool: Pool | None = None
         if fast and folder is not None and control is not None:
             self._pool = Pool(control, facts, folder, "/bin/sh")
@@ -135,8 +136,10 @@ class LiveSystem:
 
     @property
     def fast(self) -> bool:
-        """Whether commands go through worker shells; else each is a real exec of the engine."""
-        return self._pool is not None
+        """Whether commands go through something in the sandbox (worker shells, process 1); else each
+        is a real exec of the engine.
+        """
+        return self._fast
 
     # --- commands -----------------------------------------------------------------------------
 

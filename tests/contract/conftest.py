@@ -31,8 +31,9 @@ RUNTIMES: dict[str, Callable[[], Runtime]] = {
     "docker-shell": DockerRuntime,
     "docker-exec": lambda: DockerRuntime(fast_path=False),
     "podman": DockerRuntime,
-    "oci-shell": OciRuntime,
-    "oci-exec": lambda: OciRuntime(fast_path=False),
+    "oci-shell": lambda: OciRuntime(launcher="runc"),
+    "oci-exec": lambda: OciRuntime(launcher="runc", fast_path=False),
+    "oci-direct": lambda: OciRuntime(launcher="direct"),
 }
 PODMAN = "PYTEST_SANDBOX_TEST_PODMAN"
 RUN = f"contract{secrets.token_hex(4)}"

@@ -82,6 +82,7 @@ class AgentCommand:
             self._status = code if code >= 0 else 128 - code
             self._spent(float(message["cpu"]))
         elif "failed" in message:
+            self._status = 127
             raise rebuild(message["failed"], "command:command")
         elif "full" in message:
             self.full = True

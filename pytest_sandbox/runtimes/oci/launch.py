@@ -134,7 +134,8 @@ class _Launch:
         if order.network == "bridge":
             ports = self._network(pid)
         if order.limits.weak:
-            companions += weak.impose(pid, order.limits, call.fds[3])
+            spare = self._launcher.brings_init
+            companions += weak.impose(pid, order.limits, call.fds[3], spare=spare)
         call.watch(
             pid,
             companions=companions,
@@ -408,7 +409,7 @@ def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Unmount, remove the cgroup and the engine's state; the Usage of the cgroup."""
     place = Path(room, args["id"])
     usage: dict[str, Any] = {}
-    if not args["rootless"]:
+    if not args["rootless"] and args["group"]:  # none was made yet
         paths = _cgroups().below(args["cgroups_base"]).paths(args["group"])
         found = cgroup_usage.read_usage(paths)
         usage = {name: getattr(found, name) for name in ("oom_kills", "memory_peak")}
@@ -427,7 +428,7 @@ def _launcher(order: Order, room: str) -> Launcher:
     if order.launcher != "direct":
         return EngineLauncher(order.engine, order.id, room, rootless=order.rootless)
     found = None if order.rootless else _cgroups().below(order.cgroups_base)
-    return DirectLauncher(found, Path(order.folder).parent.parent / "filters")
+    return DirectLauncher(found, Path(order.filters))
 
 
 def _prepared(snapshotter: Snapshotter, lowers: list[int], upper: int) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Machine:
             cgroups_base=self.access.cgroups.base,
             rootless=ids.rootless and not self.access.usable,
             launcher="engine" if values.get("tty") else self.launcher,
+            filters=str(self.store.root / "filters"),
             **values,
         )
 

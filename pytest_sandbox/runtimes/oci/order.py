@@ -86,6 +86,8 @@ class Order(NamedTuple):
     """The record goes at the end, too."""
     launcher: str = "engine"
     """`direct` for our own launcher; else `engine` is asked."""
+    filters: str = ""
+    """Where that keeps compiled filters."""
     upper: str = ""
     """An upper folder that is there already: the sandbox goes on where it ended."""
 

@@ -312,7 +312,7 @@ class OciRuntime:
             Facts(base=base),
             said=said,
             folder=None,
-            fast=False,
+            fast=True,
             disk=False,
             closed=self._forget,
         )

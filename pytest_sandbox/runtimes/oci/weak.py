@@ -40,10 +40,10 @@ def rlimits(limits: LimitOrder) -> dict[str, int]:
     return {}
 
 
-def impose(pid: int, limits: LimitOrder, counters: int) -> list[int]:
+def impose(pid: int, limits: LimitOrder, counters: int, *, spare: bool = False) -> list[int]:
     """Put the weaker limits on the sandbox of `pid`, which waits to be started; the watcher's pid.
 
-    `counters` is the file that the watcher writes COUNTERS into. Raises RuntimeUnavailable if the
+    `spare`: the first process is ours, and its memory does not count. `counters` is the file that the watcher writes COUNTERS into. Raises RuntimeUnavailable if the
     limit of CPUs cannot be set.
     """
     if "cpus" in limits.weak and limits.cpus is not None:
@@ -62,7 +62,7 @@ def impose(pid: int, limits: LimitOrder, counters: int) -> list[int]:
     if watcher:
         return [watcher]
     try:
-        _watch(pid, memory, pids, counters)
+        _watch(pid, memory, pids, counters, spare=spare)
     finally:
         os._exit(0)
 
@@ -81,7 +81,10 @@ def _tasks(pid: int) -> int:
         return 0
 
 
-def _watch(first: int, memory: int | None, pids: int | None, counters: int) -> None:
+def _watch(
+    first: int, memory: int | None, pids: int | None, counters: int, *, spare: bool
+) -> None:
+    linux.close_all_but([counters])  # a job's channels are not the watcher's to hold
     linux.prctl(linux.PR_SET_PDEATHSIG, 0)  # its parent is a job, which ends now
     kills, full, peak = 0, 0, 0
     was_full = False
@@ -91,7 +94,8 @@ def _watch(first: int, memory: int | None, pids: int | None, counters: int) -> N
             with contextlib.suppress(OSError, ValueError, IndexError):
                 fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
                 # Shared file pages are left out: many processes map the same.
-                resident[pid] = (int(fields[1]) - int(fields[2])) * _PAGE
+                if pid != first or not spare:
+                    resident[pid] = (int(fields[1]) - int(fields[2])) * _PAGE
                 tasks += _tasks(pid)
         total = sum(resident.values())
         peak = max(peak, total)

@@ -36,6 +36,7 @@ class Group:
 
     def __init__(self, parent: int, number: int) -> None:
         self.name = f"c{number}"
+        self.killed = False
         os.mkdir(self.name, 0o755, dir_fd=parent)
         self._parent = parent
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -48,8 +49,18 @@ class Group:
         return b"populated 0" in os.pread(self._events, 200, 0)
 
     def kill(self) -> None:
-        """SIGKILL to everything in it."""
+        """SIGKILL to everything in it. No process can be cloned into it after that: Linux 6.14 and
+        later kill it at once, as they compare kill_seq with the parent's group.
+        """
+        self.killed = True
         os.write(self._kill, b"1")
+
+    def remove(self) -> None:
+        """It is empty, and used no more."""
+        for descriptor in (self.folder, self._kill, self._events):
+            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.name, dir_fd=self._parent)
 
 
 class Command:
@@ -105,7 +116,9 @@ class Agent:
         with contextlib.suppress(OSError, ValueError):
             received = messages.receive(self._control)
         if received is None:
-            self._over = True
+            # A main process needs no client: the supervisor's end is what ends it.
+            self._over = not any(command.main for command in self._running.values())
+            self._poll.unregister(self._control)
             return
         message, (end, *stdio) = received
         channel = socket.socket(fileno=end)
@@ -155,7 +168,7 @@ class Agent:
             return None
         for group in [group for group in self._busy if group.empty()]:
             self._busy.remove(group)
-            self._free.append(group)
+            self._put(group)
         if self._free:
             return self._free.pop()
         self._numbers += 1
@@ -210,7 +223,15 @@ class Agent:
         del self._channels[command.channel.fileno()]
         command.channel.close()
         if command.group is not None:
-            (self._free if command.group.empty() else self._busy).append(command.group)
+            self._put(command.group)
+
+    def _put(self, group: Group) -> None:
+        if not group.empty():
+            self._busy.append(group)
+        elif group.killed:
+            group.remove()
+        else:
+            self._free.append(group)
 
     def _kill(self, command: Command) -> bool:
         """End everything of a command; whether that is done."""

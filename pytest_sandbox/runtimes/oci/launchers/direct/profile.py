@@ -91,7 +91,9 @@ def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) 
 
 def is_system(mount: Mapping[str, Any]) -> bool:
     """Whether a mount of the spec is one of the system's own (/proc, /dev, /sys and in them)."""
-    return mount["type"] != "bind" and under(mount["destination"], _SYSTEM)
+    if mount["type"] == "bind":
+        return mount["destination"] == mount["source"] == "/sys"  # with the host's network
+    return under(mount["destination"], _SYSTEM)
 
 
 def controllers(cgroups: Cgroups) -> list[str]:

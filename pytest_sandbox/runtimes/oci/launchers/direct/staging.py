@@ -80,12 +80,25 @@ def _mount(place: str, entry: Mapping[str, Any], profile: Profile) -> None:
     if kind == "cgroup":
         _control_groups(target, profile)
         return
+    if kind == "bind":
+        _host_sys(target)
+        return
     flags, data = split([one for one in entry["options"] if one != "newinstance"])
     if kind == "devpts":
         data = f"newinstance,{data}"
     linux.mount(entry["source"], target, kind, flags, data)
     if entry["destination"] == "/dev":
         _devices(target)
+
+
+def _host_sys(target: str) -> None:
+    """The host's /sys, read-only all the way down."""
+    linux.mount("/sys", target, "", linux.MS_BIND | linux.MS_REC)
+    opened = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    wanted = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+    wanted |= linux.MOUNT_ATTR_NOEXEC
+    linux.mount_setattr(opened, flags=linux.AT_EMPTY_PATH | linux.AT_RECURSIVE, set=wanted)
+    os.close(opened)
 
 
 def _devices(folder: str) -> None:
