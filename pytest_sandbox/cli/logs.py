@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 import sys
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtimes.oci.containers.folder import Container
     from pytest_sandbox.runtimes.oci.containers.log import Entry
+
+_LINES: Final = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
 @click.command("logs")
@@ -54,7 +57,7 @@ def _print(container: Container, *, follow: bool, tail: int | None, timestamps: 
             writer.write(log.read(container.folder, follow=follow, over=over))
             return
         entries = list(log.read(container.folder))
-        writer.write(_last(entries, tail))
+        writer.write(last_lines(entries, tail))
         if follow:
             seen = sum(len(entry.data) for entry in entries if entry.stream)
             writer.write(_behind(log.read(container.folder, follow=True, over=over), seen))
@@ -89,17 +92,26 @@ class _Writer:
         return b"".join(lines)
 
 
-def _last(entries: list[Entry], count: int) -> list[Entry]:
-    """The entries that hold the last `count` lines, the first of them cut."""
+def last_lines(entries: Iterable[Entry], count: int) -> list[Entry]:
+    """The entries that hold the last `count` lines of both streams together, cut to those lines.
+
+    A line may come in several pieces, with some of the other stream's between them: it counts once,
+    where it ends.
+    """
     found: deque[Entry] = deque()
     left = count
+    later: dict[int, bool] = {}  # of each stream: whether the piece behind this one is shown
     for entry in reversed([entry for entry in entries if entry.stream]):
-        if left <= 0:
-            break
-        lines = entry.data.splitlines(keepends=True)
-        kept = lines[-left:]
-        left -= len(kept)
-        found.appendleft(entry._replace(data=b"".join(kept)))
+        kept: deque[bytes] = deque()
+        for piece in reversed(_LINES.findall(entry.data)):
+            begins = piece.endswith(b"\n") or entry.stream not in later
+            if begins:
+                later[entry.stream] = left > 0
+                left -= left > 0
+            if later[entry.stream]:
+                kept.appendleft(piece)
+        if kept:
+            found.appendleft(entry._replace(data=b"".join(kept)))
     return list(found)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.run.conftest import cgroups_of, wait_for
 
+UNDECODED = ("utf-8", "surrogateescape")
+
 
 def test_the_words_arrive_as_they_are(cli, image, clean):
     words = ["a  b", "", 'say "x"', "it's", "é ü ☃", "$HOME", "*", "tab\there", "new\nline", "--"]
@@ -326,3 +328,19 @@ def test_the_first_example(cli, debian, clean):
     assert (done.returncode, done.stdout, done.stderr) == (7, "a  b\n", "")
     cli.nothing_left()
     wait_for(lambda: not [pid for pid in cli.pids if Path(f"/proc/{pid}").exists()])
+
+
+def test_words_that_are_no_text(cli, image, clean):
+    """Bytes that are no UTF-8 reach the command; what no shell can spell is refused."""
+    odd = b"a\xff'b"
+    assert cli.good("run", "--rm", image, "printf", "%s", odd).encode(*UNDECODED) == odd
+    entrypoint = cli.good("run", "--rm", "--entrypoint", "echo", image, odd)
+    assert entrypoint.encode(*UNDECODED) == odd + b"\n"
+    identity = cli.good("run", "-d", "--rm", image, "sleep", "1000").strip()
+    assert cli.good("exec", identity, "printf", "%s", odd).encode(*UNDECODED) == odd
+    for words in (("exec", "-e", b"A=\xff", identity), ("run", "--rm", "-w", b"/\xff", image)):
+        done = cli(*words, "true")
+        assert done.returncode == 125
+        assert done.stderr.count("\n") == 1
+        assert "UTF-8" in done.stderr
+    cli.good("rm", "-f", identity)

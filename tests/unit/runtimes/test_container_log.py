@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pytest_sandbox.cli.logs import last_lines
 from pytest_sandbox.runtimes.oci.containers import log
 
 
@@ -127,3 +128,26 @@ def test_a_torn_frame_is_left_out(tmp_path, keeper):
     with (tmp_path / log.LOG).open("ab") as file:
         file.write(b"\x01" + b"\0" * 8 + (100).to_bytes(4, "little") + b"torn")
     assert content(log.read(tmp_path), 1) == b"whole"
+
+
+ENTRIES = [(1, b"a\nb"), (2, b"x"), (1, b"c\nd\n"), (2, b"y\nz"), (1, b"e"), (1, b"f\n")]
+"""Lines: a, bc, d, xy, ef; and z, which has no end yet."""
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, []),
+        (1, [(1, b"e"), (1, b"f\n")]),
+        (2, [(2, b"z"), (1, b"e"), (1, b"f\n")]),
+        (3, [(2, b"x"), (2, b"y\nz"), (1, b"e"), (1, b"f\n")]),
+        (4, [(2, b"x"), (1, b"d\n"), (2, b"y\nz"), (1, b"e"), (1, b"f\n")]),
+        (5, [(1, b"b"), (2, b"x"), (1, b"c\nd\n"), (2, b"y\nz"), (1, b"e"), (1, b"f\n")]),
+        (6, ENTRIES),
+        (99, ENTRIES),
+    ],
+)
+def test_the_last_lines_are_lines_and_not_pieces(count, shown):
+    entries = [log.Entry(stream, 1.0, data) for stream, data in ENTRIES]
+    found = [(entry.stream, entry.data) for entry in last_lines(entries, count)]
+    assert found == shown

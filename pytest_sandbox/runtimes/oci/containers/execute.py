@@ -9,6 +9,7 @@ from pytest_sandbox.oci.spec.resources import MOST_NOFILE, SOFT_NOFILE
 from pytest_sandbox.runtimes.oci.containers.folder import NotRunning
 from pytest_sandbox.runtimes.oci.containers.reaching import reach, to_group
 from pytest_sandbox.runtimes.oci.containers.record import shell_status
+from pytest_sandbox.runtimes.oci.containers.spelling import is_odd, no_shell, refuse_odd, spelled
 from pytest_sandbox.runtimes.oci.containers.start import Refused
 from pytest_sandbox.runtimes.oci.foreground import attend
 
@@ -38,6 +39,8 @@ def execute(
     Raises NotRunning, Refused, UnknownUser, MissingDirectory.
     """
     record = container.record
+    refuse_odd("the variable", env)
+    refuse_odd("the folder", [cwd])
     supervisor = reach(container)
     try:
         args = {
@@ -45,7 +48,7 @@ def execute(
             "pid": record.pid,
             "engine": record.engine,
             "rootless": record.rootless,
-            "argv": list(argv),
+            "argv": list(spelled(argv)),
             "env": _environment(record.env, env, tty=tty),
             "cwd": cwd or record.cwd,
             "user": user or record.user,
@@ -60,6 +63,8 @@ def execute(
             told = channel.result()
             if told["status"] == _GONE:
                 raise NotRunning(container.refresh())
+            if told["status"] and is_odd(argv):
+                raise no_shell(argv)
             if told["status"]:
                 raise Refused(told["status"], argv[0])
             group = to_group(supervisor, told["pid"])

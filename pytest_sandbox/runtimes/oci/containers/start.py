@@ -22,6 +22,7 @@ from pytest_sandbox.runtimes.oci.containers.host import Host
 from pytest_sandbox.runtimes.oci.containers.reaching import to_group
 from pytest_sandbox.runtimes.oci.containers.reaping import reap
 from pytest_sandbox.runtimes.oci.containers.record import Record, shell_status
+from pytest_sandbox.runtimes.oci.containers.spelling import is_odd, no_shell, spelled
 from pytest_sandbox.runtimes.oci.foreground import Pipes, Signals, attend
 
 if TYPE_CHECKING:
@@ -147,12 +148,15 @@ class Run:
 
     def _order(self, image: Image, record: Record, size: tuple[int, int]) -> Order:
         request, host = self._request, self._host
+        argv, entrypoint = request.command, request.entrypoint
+        if is_odd(record.command):
+            argv, entrypoint = spelled(record.command), ()
         return host.order(
             image,
             self.id,
             init=host.found.init if request.init else "",
-            argv=request.command,
-            entrypoint=request.entrypoint,
+            argv=argv,
+            entrypoint=entrypoint,
             env=request.env,
             user=request.user,
             cwd=request.cwd,
@@ -190,6 +194,8 @@ class Run:
 
     def _running(self, record: Record, image: Image, told: Mapping[str, Any]) -> Record:
         """Note what the start told. Raises Refused, ProcessLookupError."""
+        if "refused" in told and is_odd(record.command):
+            raise no_shell(record.command)
         if "refused" in told:
             raise Refused(told["refused"], told["program"])
         from pytest_sandbox.oci.config import parse_image_config
