@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,20 @@ def test_exit_status(cli, image, clean, *, command, status, init):
         assert repr(command[0]) in done.stderr
     else:
         assert done.stderr == ""
+
+
+def test_timeout_where_nobody_reads(cli, image, clean):
+    """It is over soon, though its output is in everybody's way; a slow reader gets all of it."""
+    with cli.start("run", "--rm", "--timeout", "1", image, "yes", stdout=subprocess.PIPE) as run:
+        assert run.wait(9) == 124
+    script = "head -c 300000 /dev/zero; exec sleep 1000"
+    with cli.start("run", "--rm", "--timeout", "1", image, "sh", "-c", script,
+                   stdout=subprocess.PIPE) as run:  # fmt: skip
+        data = b""
+        while piece := os.read(run.stdout.fileno(), 20000):
+            time.sleep(0.1)
+            data += piece
+        assert (len(data), run.wait(9)) == (300000, 124)
 
 
 def test_timeout(cli, image, clean):

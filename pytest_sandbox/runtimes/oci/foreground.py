@@ -62,7 +62,10 @@ _CHUNK: Final = 1 << 16
 _SPLICED: Final = 1 << 20
 _LOOK: Final = 0.02
 _DRAIN: Final = 10.0
-"""So many seconds after a kill of ours the last output may take to be read by somebody."""
+_UNREAD: Final = 0.5
+"""After a kill of ours the last output may take `_DRAIN` seconds to be read, as long as somebody
+reads; where nobody does, it is over after `_UNREAD`.
+"""
 _CLEAR: Final = 60.0
 """So long, in seconds, a supervisor may take to clear away."""
 
@@ -164,10 +167,14 @@ class Pipes:
     def finish(self, seconds: float | None) -> None:
         until = None if seconds is None else time.monotonic() + seconds
         for pump in self._pumps:
+            before, moved = pump.position(), time.monotonic()
             while pump.is_alive() and (self._whole or not pump.idle()):
-                if until is not None and time.monotonic() > until:
-                    return
                 pump.join(_LOOK)
+                now, position = time.monotonic(), pump.position()
+                if position != before:
+                    before, moved = position, now
+                if until is not None and (now > until or now > moved + _UNREAD):
+                    return
 
     def detach(self) -> list[int]:
         """Our ends of its output, then of its input: somebody else copies."""
@@ -217,11 +224,11 @@ class _Pump(threading.Thread):
 
     def idle(self) -> bool:
         """Whether everything that was written into the source is out."""
-        try:
-            left = fcntl.ioctl(self._source, termios.FIONREAD, bytes(4))
-        except OSError:
-            return True
-        return not any(left) and not self._holds
+        return not any(_waiting(self._source)) and not self._holds
+
+    def position(self) -> tuple[bytes, bytes]:
+        """What waits to be copied, and (of a pipe) to be read: it changes while somebody reads."""
+        return _waiting(self._source), _waiting(self._target)
 
     def run(self) -> None:
         try:
@@ -254,6 +261,14 @@ class _Pump(threading.Thread):
                 return False
             return True
         return bool(data)
+
+
+def _waiting(descriptor: int) -> bytes:
+    """The number of bytes in a pipe; nothing where that is not known."""
+    try:
+        return fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    except OSError:
+        return b""
 
 
 def write_all(target: int, data: bytes) -> None:
