@@ -136,7 +136,7 @@ class LiveSystem:
 
     @property
     def fast(self) -> bool:
-        """Whether commands go through something in the sandbox (worker shells, process 1); else each
+        """Whether something in the sandbox (worker shells, process 1) runs the commands; else each
         is a real exec of the engine.
         """
         return self._fast

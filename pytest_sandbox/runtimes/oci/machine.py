@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci.ids import find_ids
 from pytest_sandbox.oci.probes import probe_all
 from pytest_sandbox.oci.store import Store
@@ -77,6 +78,8 @@ class Machine:
         """For doctor and the header."""
         layout = str(self.access.cgroups.layout)
         notes = [f"{self.engine.name} {self.engine.text} at {self.engine.path}"]
+        if self.launcher == "direct":
+            notes.insert(0, "the direct launcher starts sandboxes: its self-test passed")
         notes += self.problems
         notes.append(f"ids of sandboxes: {self.supervisor.ids.source}")
         if self.weak:
@@ -129,8 +132,30 @@ def find_machine(
         supervisor.close()
         raise
     notes = tuple(one.what for one in host.findings if not one.ok)
-    chosen = "direct" if launcher == "direct" else "engine"
-    return Machine(found, init, supervisor, store, access, host.snapshotter, chosen, notes)
+    machine = Machine(found, init, supervisor, store, access, host.snapshotter, problems=notes)
+    if launcher in {"auto", "direct"}:
+        try:
+            _choose_direct(machine, wanted=launcher == "direct")
+        except BaseException:
+            supervisor.close()
+            raise
+    return machine
+
+
+def _choose_direct(machine: Machine, *, wanted: bool) -> None:
+    """Take the direct launcher where its self-test passes. Raises RuntimeUnavailable where it does
+    not, but was asked for.
+    """
+    from pytest_sandbox.runtimes.oci.launchers.direct.trial import tried
+
+    trial = tried(machine)
+    if trial.passed:
+        machine.launcher = "direct"
+    elif wanted:
+        msg = f"the direct launcher cannot be used: {trial.why}"
+        raise RuntimeUnavailable(msg, next_step=trial.next_step)
+    else:
+        machine.problems += (f"not the direct launcher: {trial.why}",)
 
 
 def _arches() -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from pytest_sandbox.runtimes.streams import TailBuffer
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from pytest_sandbox.oci.cgroup_usage import Usage
     from pytest_sandbox.oci.images import Image
@@ -191,6 +191,14 @@ class OciRuntime:
         from pytest_sandbox.runtimes.oci import build
 
         return build.build(self, request, say)
+
+    def resolve_packages(
+        self, request: BuildRequest, sets: Sequence[Sequence[str]], say: Callable[[str], None]
+    ) -> tuple[str, list[tuple[str, ...] | None]]:
+        """See image_builds.ResolvesPackages."""
+        from pytest_sandbox.runtimes.oci import build
+
+        return build.resolve(self, request, sets, say)
 
     def remove_image(self, reference: str) -> None:
         from pytest_sandbox.runtimes.oci import images

@@ -43,8 +43,8 @@ def rlimits(limits: LimitOrder) -> dict[str, int]:
 def impose(pid: int, limits: LimitOrder, counters: int, *, spare: bool = False) -> list[int]:
     """Put the weaker limits on the sandbox of `pid`, which waits to be started; the watcher's pid.
 
-    `spare`: the first process is ours, and its memory does not count. `counters` is the file that the watcher writes COUNTERS into. Raises RuntimeUnavailable if the
-    limit of CPUs cannot be set.
+    `spare`: the first process is ours, and its memory does not count. `counters` is the file that
+    the watcher writes COUNTERS into. Raises RuntimeUnavailable if the limit of CPUs cannot be set.
     """
     if "cpus" in limits.weak and limits.cpus is not None:
         usable = sorted(os.sched_getaffinity(0))[: max(1, math.ceil(limits.cpus))]

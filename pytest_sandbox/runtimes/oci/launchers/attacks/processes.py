@@ -116,11 +116,11 @@ def _memory(_: Outside) -> str | None:
         for link in ("exe", "root", "cwd"):
             with contextlib.suppress(OSError):
                 found.append(f"/proc/{pid}/{link} is {os.readlink(f'/proc/{pid}/{link}')}")
-        for folder in ("fd", "fdinfo", "map_files", "ns"):
+        for folder in ("fd", "map_files", "ns"):
             with contextlib.suppress(OSError):
-                names = os.listdir(f"/proc/{pid}/{folder}")
-                for name in names if folder == "ns" else names[:1]:
-                    if folder != "ns" or os.readlink(f"/proc/{pid}/ns/{name}"):
+                # How many descriptors there are is no secret; what they are is one.
+                for name in os.listdir(f"/proc/{pid}/{folder}"):
+                    if os.readlink(f"/proc/{pid}/{folder}/{name}"):
                         found.append(f"/proc/{pid}/{folder}/{name} of a foreign program is shown")
     return first(found)
 

@@ -45,7 +45,8 @@ def _group_view(_: Outside) -> str | None:
     found: list[str | None] = []
     for line in read("/proc/self/cgroup").decode(errors="replace").splitlines():
         path = line.split(":", 2)[-1]
-        if path != "/" and not path.startswith("/command"):
+        # A command's own group, below the root of the sandbox's groups, says nothing.
+        if path != "/" and not path.removeprefix("/c").isdigit():
             found.append(f"/proc/self/cgroup shows {line}")
     return first(found[:1])
 

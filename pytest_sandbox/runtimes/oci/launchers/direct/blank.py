@@ -5,6 +5,7 @@ a root. It is made ahead, so that what the kernel takes its time for is off a st
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
 import select
@@ -133,6 +134,7 @@ def _live(
         for standard in range(3):  # what the supervisor writes its log to is not the sandbox's
             os.dup2(null, standard)
         os.close(null)
+        _forget_arguments()
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -154,3 +156,14 @@ def _live(
             messages.send(channel, {"failed": describe(error)})
     finally:
         os._exit(1)
+
+
+def _forget_arguments() -> None:
+    """Nobody in the sandbox reads in /proc/1/cmdline how the supervisor was started."""
+    linux.prctl(linux.PR_SET_NAME, b"sandbox-init")
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
+        fields = file.read().rpartition(b")")[2].split()
+    begin, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5)
+    if end > begin:
+        ctypes.memset(begin, 0, end - begin)
+        ctypes.memmove(begin, b"sandbox-init", min(12, end - begin))

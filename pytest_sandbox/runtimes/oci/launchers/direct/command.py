@@ -18,6 +18,7 @@ from pytest_sandbox.oci.spec.process import DEFAULT_PATH
 from pytest_sandbox.oci.spec.users import resolve_user
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe
+from pytest_sandbox.runtimes.oci.launchers.attacks import Outside, run_all
 from pytest_sandbox.runtimes.oci.launchers.direct import privileges
 
 if TYPE_CHECKING:
@@ -80,11 +81,16 @@ def attempt(
     said on `channel`.
     """
     try:
-        from pytest_sandbox.runtimes.oci.launchers import attacks
-
         os.setsid()
         _confine(confinement, message)
-        messages.send(channel, {"possible": attacks.run_all()})
+        known = message["trial"]
+        outside = Outside(
+            ports=tuple(known["ports"]),
+            sockets=tuple(known["sockets"]),
+            kept=frozenset({channel.fileno()}),
+        )
+        linux.close_all_but([channel.fileno()])
+        messages.send(channel, {"possible": run_all(outside)})
     except BaseException as error:
         with contextlib.suppress(BaseException):
             messages.send(channel, {"failed": describe(error)})
@@ -93,7 +99,12 @@ def attempt(
 
 
 def _confine(confinement: Confinement, message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give up what a command must not have; its user."""
+    """Give up what a command must not have; its user.
+
+    Until its program runs, its memory is the launcher's, and closed to other commands: first by a
+    capability that they lack, then because it cannot be dumped (ptrace(2)). A program can be again.
+    """
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else the file is not the sandbox's root's
     with contextlib.suppress(OSError):
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(score, OOM_SCORE)
@@ -106,9 +117,9 @@ def _confine(confinement: Confinement, message: Mapping[str, Any]) -> Mapping[st
     os.setgroups(user["groups"])
     os.setresgid(user["gid"], user["gid"], user["gid"])
     os.setresuid(user["uid"], user["uid"], user["uid"])
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
     held = confinement.capabilities if user["uid"] == 0 else 0
     linux.capset(held, held)
-    linux.prctl(linux.PR_SET_DUMPABLE, 1)
     return user
 
 

@@ -92,7 +92,8 @@ def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) 
 def is_system(mount: Mapping[str, Any]) -> bool:
     """Whether a mount of the spec is one of the system's own (/proc, /dev, /sys and in them)."""
     if mount["type"] == "bind":
-        return mount["destination"] == mount["source"] == "/sys"  # with the host's network
+        # With the host's network there is no sysfs of the sandbox's own.
+        return bool(mount["destination"] == mount["source"] == "/sys")
     return under(mount["destination"], _SYSTEM)
 
 
