@@ -1,7 +1,9 @@
 """One contest: candidates that do the same work, run in turns, and the bars that ours must hold.
 
 Turns are interleaved and their order rotates, so that a slow minute of the machine falls on all of
-them alike. Compared are medians; p95 shows how far the slow ones lie.
+them alike. Compared are medians; p95 shows how far the slow ones lie. Turns may be paced: a tight
+loop hides what the kernel defers (the first attach to a cgroup after some 40 ms waits for an RCU
+grace period), and no test run is a tight loop.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Candidates = Mapping[str, Callable[[], float | None]]
+
+PEERS = ("container", "pytest11.testinfra")
+"""The names of pytest plugins that the dependency group `bench` brings."""
+PACE = 0.03
+"""Seconds of idling before a turn, where single sandboxes and commands are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class Contest:
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Candidate -> why it could not take part."""
+    unit: str = "s"
+    """Of the samples: seconds, else a word that is written behind the number (`MiB`)."""
 
     @property
     def ours(self) -> str:
@@ -76,13 +85,27 @@ class Contest:
         pairs = zip(self.samples[name], self.samples[over], strict=True)
         return statistics.median(first - second for first, second in pairs)
 
+    def p95(self, name: str) -> float:
+        """The candidate's 95th percentile in seconds."""
+        return percentile(self.samples[name], 95)
+
+    def bar(self, what: str, name: str, over: str, limit: float, *, least: bool = False) -> None:
+        """Hold `name` to `limit` times `over` (by medians), where both took part."""
+        if name in self.samples and over in self.samples:
+            self.bars.append(Bar(what, self.ratio(name, over), limit, least=least))
+
+    def text(self, value: float) -> str:
+        """A sample or a median as people read it."""
+        return duration(value) if self.unit == "s" else f"{value:.2f} {self.unit}"
+
     def as_dict(self) -> dict[str, Any]:
         """For --json: raw samples too."""
         return {
             "title": self.title,
-            "seconds": self.samples,
+            "unit": self.unit,
+            "samples": self.samples,
             "median": {name: self.median(name) for name in self.samples},
-            "p95": {name: percentile(found, 95) for name, found in self.samples.items()},
+            "p95": {name: self.p95(name) for name in self.samples},
             "bars": [
                 {"what": bar.what, "value": bar.value, "limit": bar.limit, "held": bar.held}
                 for bar in self.bars
@@ -92,15 +115,17 @@ class Contest:
         }
 
     def __str__(self) -> str:
-        width = max(map(len, self.samples))
-        rounds = len(self.samples[self.ours])
-        head = f"{'':{width}}  {'median':>10}  {'p95':>10}  against ours  ({rounds} rounds)"
-        lines = [self.title, head]
-        for name, found in self.samples.items():
+        width = max(map(len, self.samples), default=0)
+        lines = [self.title]
+        if self.samples:
+            rounds = len(self.samples[self.ours])
+            head = f"{'':{width}}  {'median':>10}  {'p95':>10}  against ours  ({rounds} rounds)"
+            lines.append(head)
+        for name in self.samples:
             against = "" if name == self.ours else f"{self.ratio(name, self.ours):.2f}x"
             lines.append(
-                f"{name:{width}}  {duration(self.median(name)):>10}"
-                f"  {duration(percentile(found, 95)):>10}  {against:>12}"
+                f"{name:{width}}  {self.text(self.median(name)):>10}"
+                f"  {self.text(self.p95(name)):>10}  {against:>12}"
             )
         lines += [f"{name}: did not take part: {why}" for name, why in self.skipped.items()]
         return "\n".join([*lines, *self.notes, *map(str, self.bars)])
@@ -121,12 +146,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2f} s"
 
 
-def interleave(candidates: Candidates, rounds: int, *, warmup: int = 1) -> dict[str, list[float]]:
+def interleave(
+    candidates: Candidates, rounds: int, *, warmup: int = 1, pace: float = 0.0
+) -> dict[str, list[float]]:
     """Call every candidate once a round; the seconds it gives, or the wall clock of the call.
 
     The order rotates, and after a turn of all of them it is reversed: what a candidate leaves to be
     done (a daemon that tidies up) falls on different ones. The first `warmup` rounds fill caches
-    and are not counted.
+    and are not counted. Before each turn `pace` seconds pass idly.
     """
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -134,6 +161,8 @@ def interleave(candidates: Candidates, rounds: int, *, warmup: int = 1) -> dict[
         shift = number % len(names)
         order = names[shift:] + names[:shift]
         for name in order[::-1] if number // len(names) % 2 else order:
+            if pace:
+                time.sleep(pace)
             began = time.perf_counter()
             measured = candidates[name]()
             took = time.perf_counter() - began if measured is None else measured
@@ -145,9 +174,12 @@ def interleave(candidates: Candidates, rounds: int, *, warmup: int = 1) -> dict[
 def environment(temp: Path) -> dict[str, str]:
     """This process's environment with a bytecode cache below `temp`: as for an installed plugin,
     sources are compiled once (in the warm-up), even where this shell forbids to write caches.
+
+    The pytest plugins of peers, which are installed beside ours to be measured, are not loaded.
     """
     env = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**env, "PYTHONPYCACHEPREFIX": str(temp / "bytecode")}
+    blocked = " ".join(f"-p no:{name}" for name in PEERS)
+    return {**env, "PYTHONPYCACHEPREFIX": str(temp / "bytecode"), "PYTEST_ADDOPTS": blocked}
 
 
 def run_process(

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks import debian
 from benchmarks.contest import Bar, Contest, environment, interleave, run_process
-from benchmarks.debian import base_tar
 
 if TYPE_CHECKING:
     import argparse
@@ -59,7 +59,7 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
     with ExitStack() as stack:
         temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pull-", dir="/tmp")))
         field = Field(stack, temp)
-        base = base_tar(given.image or "")
+        base = debian.of(given)
         for title, more in (("a Debian base", []), ("400 MB in five layers", field.upper(base))):
             names = [field.publish(base, more, number) for number in range(rounds + 1)]
             layers = f"{1 + len(more)} layers" if more else "1 layer"
