@@ -63,11 +63,13 @@ def tried(machine: Machine, *, fresh: bool = False) -> Trial:
 
 
 def _key(machine: Machine) -> dict[str, Any]:
+    """As JSON gives it back."""
+    ids = machine.supervisor.ids
     return {
         "format": FORMAT,
         "boot": boot_id(),
         "kernel": os.uname().release,
-        "ids": [list(map(list, (machine.supervisor.ids.uids, machine.supervisor.ids.gids)))],
+        "ids": [[list(entry) for entry in side] for side in (ids.uids, ids.gids)],
         "groups": [machine.access.cgroups.base, sorted(machine.access.usable)],
         "snapshotter": machine.snapshotter,
     }
