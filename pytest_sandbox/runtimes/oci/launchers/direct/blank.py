@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import select
 import signal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from pytest_sandbox.oci import cgroups as groups
 from pytest_sandbox.oci import linux
-from pytest_sandbox.oci.lifetimes import started
+from pytest_sandbox.oci.lifetimes import is_over, pid_namespace, started
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe
 from pytest_sandbox.runtimes.oci.launchers.direct import settling
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
 PREFIX: Final = "ps-blank"
+_NAME: Final = re.compile(rf"{PREFIX}-([a-z0-9]+)-([0-9]+)-([0-9]+)-[0-9a-f]+")
 _SPACES: Final = (
     linux.CLONE_NEWUSER
     | linux.CLONE_NEWNS
@@ -108,7 +110,21 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
 def new_name() -> str:
     """A cgroup's name that says whose it is: this process's parent's, the supervisor's."""
     parent = os.getppid()
-    return f"{PREFIX}-{parent}-{started(parent)}-{secrets.token_hex(5)}"
+    return f"{PREFIX}-{pid_namespace()}-{parent}-{started(parent)}-{secrets.token_hex(5)}"
+
+
+def sweep_groups(cgroups: Cgroups) -> None:
+    """Remove the groups of blanks, and of sandboxes that were made from them, whose supervisor was
+    killed. Nothing lives in them: they die with it.
+    """
+    for name in cgroups.names():
+        match = _NAME.fullmatch(name)
+        if match is None or match[1] != pid_namespace():
+            continue
+        if is_over(int(match[2]), int(match[3])):
+            paths = cgroups.paths(name)
+            groups.kill(paths)
+            groups.remove(paths)
 
 
 def _give_commands(paths: GroupPaths, profile: Profile) -> None:
