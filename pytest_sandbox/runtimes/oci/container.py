@@ -99,7 +99,7 @@ class OciContainer:
             while not (self._cleared if cleared else self._exit is not None):
                 left = max(deadline - time.monotonic(), 0.0)
                 try:
-                    received = self._channel.receive(left or 0.000_001)
+                    received = self._channel.receive(left)  # 0: what is there now
                 except (TimeoutError, BlockingIOError):
                     return
                 except OSError:
