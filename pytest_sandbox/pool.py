@@ -46,6 +46,10 @@ class Ahead(NamedTuple):
     sure: bool
 
 
+EXPECTED: Final = Ahead(-1, sure=True)
+"""For who has said `Pool.expect` before: one less is to come than was."""
+
+
 Key = tuple[Any, ...]
 
 
@@ -143,6 +147,9 @@ class Pool:
         kind = self._find(spec, ahead, digest)
         if kind is None:
             return self._start(spec)
+        if ahead is EXPECTED:
+            with self._changed:
+                kind.ahead = max(kind.ahead - 1, 0)
         while (found := self._next(kind)) is not None:
             if _begun(found, spec):
                 self.taken += 1
@@ -153,6 +160,14 @@ class Pool:
             kind.failed = False  # it can be done: go on with the next ones
             self._wake(kind)
         return own
+
+    def expect(self, spec: SandboxSpec, digest: str) -> None:
+        """Such a system will be asked for once, soon: start it. Who asks says EXPECTED."""
+        kind = self._find(spec, EXPECTED, digest)
+        with self._changed:
+            if kind is not None:
+                kind.ahead += 1
+                self._wake(kind)
 
     def _find(self, spec: SandboxSpec, ahead: Ahead, digest: str) -> _Kind | None:
         if spec.mounts or os.getpid() != self._pid:
@@ -171,10 +186,11 @@ class Pool:
                 kind = self._kinds[key] = _Kind(spec, digest)
             kind.asked += 1
             kind.used = time.monotonic()
-            # Whoever has asked twice will ask again.
-            kind.ahead = ahead.most if ahead.sure or kind.asked > 1 else 0
-            if not kind.ready and kind.asked > 1:
-                kind.depth = min(kind.depth * 2, self._each)
+            if ahead is not EXPECTED:
+                # Whoever has asked twice will ask again.
+                kind.ahead = ahead.most if ahead.sure or kind.asked > 1 else 0
+                if not kind.ready and kind.asked > 1:
+                    kind.depth = min(kind.depth * 2, self._each)
         for system in useless:
             self._discard(system)
         return kind
