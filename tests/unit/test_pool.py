@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_sandbox import FakeRuntime, Limits, Mount, Owner, RuntimeUnavailable, SandboxSpec
-from pytest_sandbox.pool import Ahead, Pool, key_of
+from pytest_sandbox.pool import EXPECTED, Ahead, Pool, key_of
 from pytest_sandbox.targets import Target
 
 SPEC = SandboxSpec("img", Target("linux", "amd64", "debian"), Limits(), env={"A": "1"})
@@ -254,3 +254,21 @@ def test_processes_take_turns_and_a_test_does_not_wait_for_another_processs_turn
     for _ in range(5):
         pool.get(SPEC, MANY)
     assert engine.begun == 5
+
+
+def test_what_is_expected_is_started_for_who_asks(engine, make):
+    pool = make()
+    other = replace(SPEC, no_new_privileges=True)
+    for spec in (SPEC, other, SPEC):
+        pool.expect(spec, "")
+    until(lambda: pool.started == 2)  # the second of a kind is started when the first is taken
+    for spec, started in ((SPEC, 3), (other, 3), (SPEC, 3)):
+        begun = engine.begun
+        system = pool.get(spec, EXPECTED)
+        assert system.spec == spec
+        assert engine.begun - begun <= 1
+        until(lambda wanted=started: pool.started == wanted)
+    assert pool.taken == 3
+    assert engine.begun == 3  # nobody starts more than was expected
+    pool.get(SPEC, EXPECTED)  # and one that nobody expected is started here
+    assert (pool.taken, engine.begun) == (3, 4)
