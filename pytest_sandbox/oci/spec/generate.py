@@ -150,12 +150,6 @@ def generate(
             ],
             "maskedPaths": list(mounting.MASKED),
             "readonlyPaths": list(mounting.READ_ONLY),
-            "seccomp": seccomp(
-                architecture or host_platform().architecture,
-                kernel or os.uname().release,
-                DEFAULT,
-                native_only=native_only,
-            ),
         },
     }
     if user.groups:
@@ -172,6 +166,12 @@ def generate(
         if cgroups_path:
             spec["linux"]["cgroupsPath"] = cgroups_path
     check_texts(spec)
+    spec["linux"]["seccomp"] = seccomp(
+        architecture or host_platform().architecture,
+        kernel or os.uname().release,
+        DEFAULT,
+        native_only=native_only,
+    )
     return spec
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def kernel_version(release: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _holds(rule: dict[str, Any], arch: str, kernel: tuple[int, int], caps: set[str]) -> bool:
+def _holds(rule: dict[str, Any], arch: str, kernel: tuple[int, int], caps: frozenset[str]) -> bool:
     if "arches" in rule and arch not in rule["arches"]:
         return False
     if arch in rule.get("not_arches", ()):
@@ -59,14 +59,23 @@ def seccomp(
     """`linux.seccomp`. `architecture` is Go's name (amd64), `kernel` a release, `capabilities` the
     bounding set. `native_only` leaves the 32-bit and x32 calls out (all of them are then killed),
     which makes a start quicker. Raises RuntimeUnavailable for an unknown architecture.
+
+    The same arguments give the same object: it is not to be changed.
     """
+    return _resolved(architecture, kernel, frozenset(capabilities), native_only)
+
+
+@lru_cache(maxsize=8)
+def _resolved(
+    architecture: str, kernel: str, held: frozenset[str], native_only: bool
+) -> dict[str, Any]:
     profile = _profile()
     architectures = profile["architectures"].get(architecture)
     if architectures is None:
         known = ", ".join(sorted(profile["architectures"]))
         msg = f"no seccomp profile for {architecture!r}"
         raise RuntimeUnavailable(msg, next_step=f"profiles are there for {known}")
-    version, held = kernel_version(kernel), set(capabilities)
+    version = kernel_version(kernel)
     plain: set[str] = set()
     special: list[dict[str, Any]] = []
     for rule in profile["rules"]:

@@ -144,6 +144,8 @@ class Agent:
                 self._free.append(group)
             raise
         if pid == 0:
+            # Nothing of process 1 is in reach of a command, not even before its program runs.
+            linux.close_all_but([channel.fileno(), *stdio])
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if "trial" in message:

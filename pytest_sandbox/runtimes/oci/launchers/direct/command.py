@@ -89,7 +89,6 @@ def attempt(
             sockets=tuple(known["sockets"]),
             kept=frozenset({channel.fileno()}),
         )
-        linux.close_all_but([channel.fileno()])
         messages.send(channel, {"possible": run_all(outside)})
     except BaseException as error:
         with contextlib.suppress(BaseException):

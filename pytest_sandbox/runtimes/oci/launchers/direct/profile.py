@@ -39,6 +39,8 @@ _KNOWN: Final[Mapping[str, set[str]]] = {
 _NAMESPACES: Final = {"user", "pid", "ipc", "uts", "mount", "cgroup", "network"}
 _WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio", "freezer", "devices")
 """The controllers of control groups v1 that a sandbox's processes are put into."""
+_KEPT: Final = 8
+_FILTERS: list[tuple[Mapping[str, Any], tuple[bytes, bytes]]] = []
 
 
 class Profile(NamedTuple):
@@ -69,7 +71,7 @@ def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) 
     linux = spec["linux"]
     kinds = {entry["type"] for entry in linux["namespaces"]}
     system = tuple(one for one in spec["mounts"] if is_system(one))
-    changed, number = split_clone3(linux["seccomp"])
+    program, deny = _compiled(linux["seccomp"], filters)
     names, unified = _shown(cgroups)
     parts: dict[str, Any] = {
         "mounts": system,
@@ -82,11 +84,22 @@ def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) 
         "hierarchies": names,
         "unified": unified,
     }
-    key = json.dumps([parts, len(linux["seccomp"]["syscalls"]), number], sort_keys=True)
-    program = filter_for(changed, filters)
-    return Profile(
-        key=key, **parts, filter=program, deny=deny_clone3(number) if number else b""
-    )
+    key = json.dumps([parts, hash(program)], sort_keys=True)
+    return Profile(key=key, **parts, filter=program, deny=deny)
+
+
+def _compiled(profile: Mapping[str, Any], filters: Path) -> tuple[bytes, bytes]:
+    """The filter of a sandbox, and of each command on top of it: once for a profile that is the
+    same object.
+    """
+    for known, found in _FILTERS:
+        if known is profile:
+            return found
+    changed, number = split_clone3(profile)
+    found = filter_for(changed, filters), deny_clone3(number) if number else b""
+    _FILTERS.append((profile, found))
+    del _FILTERS[:-_KEPT]
+    return found
 
 
 def is_system(mount: Mapping[str, Any]) -> bool:
