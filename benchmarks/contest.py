@@ -183,14 +183,19 @@ def environment(temp: Path) -> dict[str, str]:
 
 
 def run_process(
-    argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], expect: set[int]
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    expect: set[int],
+    timeout: float = 600.0,
 ) -> float:
     """Wall clock of a whole process in seconds; another exit status than expected ends the
     benchmark with the process's last lines.
     """
     began = time.perf_counter()
     done = subprocess.run(
-        argv, cwd=cwd, env=dict(env), capture_output=True, text=True, check=False, timeout=600
+        argv, cwd=cwd, env=dict(env), capture_output=True, text=True, check=False, timeout=timeout
     )
     took = time.perf_counter() - began
     if done.returncode not in expect:
