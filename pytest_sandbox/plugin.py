@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,10 +24,12 @@ from pytest_sandbox.options import SETTINGS
 from pytest_sandbox.state import SANDBOXES, STATE, State
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
+    from pytest_sandbox.images.requirements import SystemRequirements
     from pytest_sandbox.sandbox import Sandbox
+    from pytest_sandbox.targets import Target
 
 __all__ = ["installed", "sandbox", "sandbox_factory", "sandbox_runtime"]
 
@@ -47,6 +50,8 @@ _INI_TYPES: dict[str, Any] = {
     "count": "int",
     "float": "float",
 }
+_PLANNED = 500
+"""The images of so many items are planned together."""
 _FIXTURES = {"sandbox", "sandbox_factory", "installed"}
 
 
@@ -215,7 +220,32 @@ def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
     item.config.stash[STATE].following = (item, nextitem)
+    _expect(nextitem)
     return (yield)
+
+
+def _expect(item: pytest.Item | None) -> None:
+    """What a recipe item will need is prepared before its turn comes."""
+    expect = getattr(item, "expect", None)
+    if expect is not None:
+        expect()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[STATE].upcoming = lambda: _needs(session.items)
+    if session.items and not session.config.option.collectonly:
+        _expect(session.items[0])
+
+
+def _needs(items: Sequence[pytest.Item]) -> Iterator[tuple[SystemRequirements, Target]]:
+    """What the first recipe items need; images are planned for those together."""
+    from pytest_sandbox.errors import SandboxError
+    from pytest_sandbox.images.requirements import requirements_of
+
+    found: list[Any] = [item for item in items if hasattr(item, "plan_for")]
+    for item in found[:_PLANNED]:
+        with suppress(SandboxError):  # it will fail, and say so, by itself
+            yield requirements_of(item.plan(), item.target), item.target
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -18,7 +18,7 @@ from pytest_sandbox.errors import ImageUnavailable, RuntimeUnavailable, SandboxE
 from pytest_sandbox.targets import Target, host_arch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_sandbox.clock import Clock
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         RuntimeInfo,
         System,
     )
+    from pytest_sandbox.runtimes.image_builds import ImageBuilds
     from pytest_sandbox.settings import Settings
     from pytest_sandbox.systems import Systems
 
@@ -95,6 +96,8 @@ class RunSession:
     """How many processes share the tests of this run."""
     made: dict[Any, Any] = field(default_factory=dict)
     """What others make once for a run and ask for by a key."""
+    upcoming: Callable[[], Iterable[tuple[SystemRequirements, Target]]] = tuple
+    """What the tests to come need, as far as it is known beforehand."""
     clock: Clock = OFF
     """What measures where the time goes (`--sandbox-durations`)."""
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -106,6 +109,7 @@ class RunSession:
     _bases: dict[Target, SandboxError | None] = field(default_factory=dict)
     _images: dict[str, ReadyImage] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _builds: ImageBuilds | None = None
     _systems: Systems | None = None
     _cache: dict[str, Any] = field(default_factory=dict)
 
@@ -268,53 +272,75 @@ class RunSession:
 
     def _image(self, requirements: SystemRequirements, target: Target) -> ReadyImage:
         from pytest_sandbox.images.name import image_hash
-        from pytest_sandbox.images.spec import derive_spec
-        from pytest_sandbox.provision.bases import base_digests
-        from pytest_sandbox.runtimes.images import ensure_image
 
-        spec = self._derive(derive_spec, requirements, target, base_digests)
+        spec = self._spec(requirements, target)
         self.base(target, spec.base)
         # A base that was bootstrapped just now has a digest only from here on.
-        spec = self._derive(derive_spec, requirements, target, base_digests)
+        spec = self._spec(requirements, target)
         key = f"{image_hash(spec)}-{target.arch}"
         with self._lock:
             if key in self._images:
                 ready = self._images[key]
                 return ReadyImage(ready.info, ready.spec, hit=True, seconds=0.0)
+            done = self._image_builds().get(spec, self.clock)
+            ready = ReadyImage(done.info, spec, done.hit, done.seconds)
+            self._images[key] = ready
+            return ready
+
+    def image_at_hand(self, requirements: SystemRequirements, target: Target) -> ReadyImage | None:
+        """The image, if it is there and needs neither a build nor a registry. Raises as `image`."""
+        from pytest_sandbox.runtimes.bases import at_hand
+        from pytest_sandbox.runtimes.images import is_at_hand
+
+        settings = self.settings
+        if settings.rebuild or settings.pull == "always":
+            return None
+        with self.clock.phase("image"):
+            spec = self._spec(requirements, target)
+            if at_hand(self.runtime, spec.base, target) is None or not (
+                spec.plain
+                or is_at_hand(self.runtime, spec, settings.image_prefix, settings.image_age)
+            ):
+                return None
+            return self._image(requirements, target)
+
+    def _image_builds(self) -> ImageBuilds:
+        if self._builds is None:
+            from pytest_sandbox.runtimes.image_builds import ImageBuilds, Rules
+
             settings = self.settings
-            done = ensure_image(
-                self.runtime,
-                spec,
+            rules = Rules(
                 prefix=settings.image_prefix,
                 rebuild=settings.rebuild,
                 rebuild_token=self.run,
                 pull=settings.pull,  # type: ignore[arg-type]  # checked when read
                 offline=settings.offline,
                 max_age=settings.image_age,
-                build_network=settings.build_network,  # type: ignore[arg-type]  # same
-                build_limits=settings.build_limits(),
-                build_timeout=settings.build_timeout,
-                say=self.say,
+                network=settings.build_network,  # type: ignore[arg-type]  # same
+                limits=settings.build_limits(),
+                timeout=settings.build_timeout,
                 environ=self.environ,
-                clock=self.clock,
+                worker=int(self.worker.removeprefix("gw") or 0),
+                workers=self.workers,
             )
-            ready = ReadyImage(done.info, spec, done.hit, done.seconds)
-            self._images[key] = ready
-            return ready
+            self._builds = ImageBuilds(self.runtime, rules, expected=self._expected, say=self.say)
+        return self._builds
 
-    def _derive(
-        self,
-        derive_spec: Callable[..., ImageSpec],
-        requirements: SystemRequirements,
-        target: Target,
-        digests: Callable[..., Mapping[str, str]],
-    ) -> ImageSpec:
+    def _expected(self) -> Iterator[ImageSpec]:
+        for requirements, target in self.upcoming():
+            with suppress(SandboxError):  # the test itself will say it
+                yield self._spec(requirements, target)
+
+    def _spec(self, requirements: SystemRequirements, target: Target) -> ImageSpec:
+        from pytest_sandbox.images.spec import derive_spec
+        from pytest_sandbox.provision.bases import base_digests
+
         return derive_spec(
             requirements,
             target,
             families=self.families,
             certificates=self.certificates,
-            base_digests=digests(target.arch),
+            base_digests=base_digests(target.arch),
         )
 
     # -- sandboxes -----------------------------------------------------------------------------
@@ -371,6 +397,39 @@ class RunSession:
         with self.clock.phase("acquire"):
             return self.systems.start(spec, ahead, digest)
 
+    def expect(
+        self,
+        image: str,
+        target: Target,
+        limits: Limits,
+        *,
+        network: Network,
+        no_new_privileges: bool,
+        digest: str,
+    ) -> None:
+        """`start` will be called with these soon, and `ahead=EXPECTED`: the system is started
+        behind the scenes, if this run starts any ahead.
+        """
+        from pytest_sandbox.runtimes.base import SandboxSpec
+
+        with self.clock.phase("acquire"):
+            if self.systems.pool is None:
+                return
+            spec = SandboxSpec(
+                image=image,
+                target=target,
+                limits=self.held(limits),
+                network=network,
+                no_new_privileges=no_new_privileges,
+                env=self.environment(target, network),
+            )
+            self.systems.pool.expect(spec, digest)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an engine was found, and is still in use."""
+        return self._runtime is not None
+
     @property
     def systems(self) -> Systems:
         """What this process has open, and what waits for its tests; raises RuntimeUnavailable."""
@@ -414,6 +473,9 @@ class RunSession:
 
     def close(self) -> None:
         """End everything that this process started; may be called again."""
+        builds, self._builds = self._builds, None
+        if builds is not None:
+            builds.close()
         systems, self._systems = self._systems, None
         if systems is not None:
             systems.close()
@@ -426,6 +488,8 @@ class RunSession:
                     runtime.sweep(self.run)
                 leave_run(self.run)
             runtime.close()
+            if builds is not None and builds.join():
+                runtime.close()  # a build was under way, and may have begun it anew
         atexit.unregister(self.close)
 
     def sweep_workers(self) -> None:

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from pytest_sandbox.demand import Demand
     from pytest_sandbox.durations import Durations
+    from pytest_sandbox.images.requirements import SystemRequirements
     from pytest_sandbox.pool import Ahead
     from pytest_sandbox.reporting import Board
     from pytest_sandbox.runtimes.base import Runtime
@@ -33,6 +36,8 @@ class State:
         """What measures the run, where somebody asked."""
         self.following: tuple[pytest.Item, pytest.Item | None] | None = None
         """The item that runs, and the one after it."""
+        self.upcoming: Callable[[], Iterable[tuple[SystemRequirements, Target]]] = tuple
+        """What the collected items need, once they are."""
         self._demand: Demand | None = None
         self._settings: Settings | None = None
         self._targets: tuple[Target, ...] | None = None
@@ -101,9 +106,13 @@ class State:
                 has_header=bool(config.getoption("sandbox", False)),
                 log_root=self._log_root,
                 workers=self._workers,
+                upcoming=self._needs_to_come,
                 clock=self.durations.clock if self.durations else OFF,
             )
         return self._session
+
+    def _needs_to_come(self) -> Iterable[tuple[SystemRequirements, Target]]:
+        return self.upcoming()
 
     @property
     def _workers(self) -> int:

@@ -87,6 +87,20 @@ def install_commands(family: str, packages: Sequence[str]) -> list[str]:
     return [f"{MARK} {told}\n{_INSTALL[family](names, wants_documentation(packages))}"]
 
 
+def layered_command(
+    family: str, asked: Sequence[str], everything: Sequence[str], *, documentation: bool
+) -> str:
+    """Install all that `everything` names, whatever is there already, and have it look as if only
+    `asked` had been asked for. For families that resolve (see KEEPING).
+    """
+    quoted = {name: shlex.quote(name) for name in everything}
+    text = _INSTALL[family](" ".join(quoted.values()), documentation)
+    auto = " ".join(word for name, word in quoted.items() if name not in set(asked))
+    if auto:
+        text += f" \\\n && apt-mark auto {auto} > /dev/null"
+    return f"{MARK} {' '.join(quoted.values())}\n{text}"
+
+
 def marked_packages(comment: str) -> tuple[str, ...]:
     """The packages that a comment before an instruction names; empty for any other comment."""
     if not comment.startswith(MARK):

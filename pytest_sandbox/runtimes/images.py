@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from pytest_sandbox.clock import OFF
-from pytest_sandbox.errors import Blame, DownloadError, ImageUnavailable
+from pytest_sandbox.errors import Blame, BuildFailed, DownloadError, ImageUnavailable
 from pytest_sandbox.images.dockerfile import certificate_name, dockerfile
 from pytest_sandbox.images.name import FAMILY_LABEL, HASH_LABEL, PREFIX, image_hash, image_name
 from pytest_sandbox.images.repositories import KEYS
+from pytest_sandbox.images.sharing import beginning, dockerfile_upon
 from pytest_sandbox.provision import bases
 from pytest_sandbox.runtimes.base import BuildRequest
 from pytest_sandbox.runtimes.bases import at_hand, ensure_base
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_sandbox.clock import Clock
+    from pytest_sandbox.images.sharing import Upon
     from pytest_sandbox.images.spec import ImageSpec
     from pytest_sandbox.limits import Limits
     from pytest_sandbox.runtimes.base import ImageInfo, Network, PullPolicy, Runtime
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EnsuredImage", "ensure_base", "ensure_image", "fetch_keys", "needs_network", "rebased"]
 
+_BEGAN: Final = time.time()
+"""When this process began to care for images: what it builds anew has package lists from then on.
+"""
 KEY_LIMIT: Final = 1 << 20
 """A repository's key has at most this many bytes."""
 
@@ -69,13 +74,15 @@ def ensure_image(
     say: Say = _silent,
     environ: Mapping[str, str] | None = None,
     clock: Clock = OFF,
+    upon: Callable[[], Upon | None] | None = None,
 ) -> EnsuredImage:
     """The spec's image, built where it is missing, of another architecture or older than `max_age`
     seconds. A plain spec's image is its base.
 
     One build per image over all workers and runs. `rebuild` builds anew, once for each
     `rebuild_token` (the run's id, the same in all its workers). `offline` forbids builds that
-    install packages: ImageUnavailable, blame host. Raises ImageUnavailable, DownloadError (a key),
+    install packages: ImageUnavailable, blame host. `upon` says, when it comes to a build, what the
+    image may stand on instead of its base. Raises ImageUnavailable, DownloadError (a key),
     BuildFailed.
     """
     began = time.monotonic()
@@ -109,15 +116,54 @@ def ensure_image(
             request = _request(
                 spec, name, base, environ, offline=offline, say=say,
                 network=build_network, limits=build_limits, timeout=build_timeout,
+                lists_since=_BEGAN if rebuild else 0.0,
             )  # fmt: skip
-            say(f"building {name} for {spec.target}")
+            below = upon() if upon is not None else None
+            what = f" on {below.base}" if below else ""
+            say(f"building {name} for {spec.target}{what}")
             with clock.phase("build"):
-                built = runtime.build(request, say)
+                built = _built(runtime, request, below, say)
             say(f"built {name} in {time.monotonic() - began:.1f} s")
         if rebuild and rebuild_token:
             done.note(rebuild_token)
     mark_used(name)
     return EnsuredImage(built, hit, time.monotonic() - began)
+
+
+def _built(runtime: Runtime, request: BuildRequest, upon: Upon | None, say: Say) -> ImageInfo:
+    """Build it, on another image if there is one; alone where that does not do."""
+    if upon is not None:
+        text = dockerfile_upon(request.dockerfile, upon)
+        files = {**request.files, "Dockerfile": text.encode()}
+        try:
+            return runtime.build(
+                replace(request, dockerfile=text, files=files, ground=upon.ground), say
+            )
+        except BuildFailed as error:
+            if error.blame in {Blame.TIMEOUT, Blame.LIMIT, Blame.NETWORK}:
+                raise
+            say(f"{request.name} cannot stand on {upon.base}; building it alone: {error.what}")
+    return runtime.build(request, say)
+
+
+def beginning_request(
+    runtime: Runtime, spec: ImageSpec, *, environ: Mapping[str, str], rebuild: bool,
+    network: Network, limits: Limits | None, timeout: float,
+) -> BuildRequest | None:  # fmt: skip
+    """The build of all that comes before a spec's packages, where its base is at hand."""
+    base = at_hand(runtime, spec.base, spec.target)
+    if base is None:
+        return None
+    return _request(
+        beginning(spec), "beginning", base, environ, offline=True, say=_silent,
+        network=network, limits=limits, timeout=timeout, lists_since=_BEGAN if rebuild else 0.0,
+    )  # fmt: skip
+
+
+def is_at_hand(runtime: Runtime, spec: ImageSpec, prefix: str, max_age: float) -> bool:
+    """Whether the spec's image is there, and young enough."""
+    spec = rebased(spec)
+    return _fresh(runtime, spec, image_name(spec, prefix), max_age, offline=False) is not None
 
 
 def rebased(spec: ImageSpec) -> ImageSpec:
@@ -162,6 +208,7 @@ def _request(
     network: Network,
     limits: Limits | None,
     timeout: float,
+    lists_since: float,
 ) -> BuildRequest:
     from pytest_sandbox.limits import PROFILES
     from pytest_sandbox.provision.proxies import proxy_environment
@@ -183,6 +230,7 @@ def _request(
         network=network,
         limits=replace(limits, timeout=timeout),
         timeout=timeout,
+        lists_since=lists_since,
     )
 
 

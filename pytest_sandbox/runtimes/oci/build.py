@@ -32,7 +32,7 @@ from pytest_sandbox.runtimes.oci.build_packages import KeptPackages, ground_key
 from pytest_sandbox.runtimes.oci.order import LimitOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_sandbox.oci.images import Image
@@ -68,6 +68,25 @@ def build(runtime: OciRuntime, request: BuildRequest, say: Callable[[str], None]
     return images.shown(image, request.name)
 
 
+def resolve(
+    runtime: OciRuntime,
+    request: BuildRequest,
+    sets: Sequence[Sequence[str]],
+    say: Callable[[str], None],
+) -> tuple[str, list[tuple[str, ...] | None]]:
+    """What sets of packages consist of on the image of `request`, which is not recorded; see
+    image_builds.ResolvesPackages.
+    """
+    store = runtime.store
+    work = store.work()
+    try:
+        return _Build(runtime, request, say, work).resolve(sets)
+    finally:
+        work.close()
+        with contextlib.suppress(SandboxError, OSError):
+            store.empty_trash(keep=store.uses.living()[0])
+
+
 class _Build:
     """One build, step by step."""
 
@@ -94,6 +113,30 @@ class _Build:
         self._base_digest = ""
 
     def run(self) -> Image:
+        with self._all_steps() as total:
+            request = self._request
+            if request.labels:
+                told = " ".join(f"{name}={value}" for name, value in request.labels.items())
+                self._begin(total, total, f"LABEL {told}")
+                self._draft.label(request.labels)
+                self._draft.note(self._command)
+            return self._draft.record(self._work, request.name)
+
+    def resolve(
+        self, sets: Sequence[Sequence[str]]
+    ) -> tuple[str, list[tuple[str, ...] | None]]:
+        """The ground, and what each set consists of on it."""
+        with self._all_steps() as total:
+            self._begin(total, total, f"packages of {len(sets)} images")
+            kept = self._kept(self._env_of_run())
+            if kept is None:
+                return "", [None for _ in sets]
+            found = kept.ready(self._ground, sets, since=self._request.lists_since)
+            return self._ground, [found.resolved(one) for one in sets]
+
+    @contextlib.contextmanager
+    def _all_steps(self) -> Iterator[int]:
+        """Run every instruction; the number of steps, with one to come."""
         request = self._request
         first, *rest = text.parse(request.dockerfile)
         total = 1 + len(rest) + bool(request.labels)
@@ -109,12 +152,7 @@ class _Build:
                 _DO[instruction.word](self, instruction)
                 if instruction.word != "LABEL":  # which tells of the whole image
                     self._before.append(str(instruction))
-            if request.labels:
-                told = " ".join(f"{name}={value}" for name, value in request.labels.items())
-                self._begin(total, total, f"LABEL {told}")
-                self._draft.label(request.labels)
-                self._draft.note(self._command)
-            return self._draft.record(self._work, request.name)
+            yield total
         except (BuildFailed, RuntimeUnavailable):
             raise
         except (SandboxError, OSError) as wrong:
@@ -175,11 +213,7 @@ class _Build:
     def _run(self, instruction: Instruction) -> None:
         command = text.shell_text(instruction)
         shell = list(self._draft.config.get("Shell") or ("/bin/sh", "-c"))
-        declared = {name: self._arguments[name] for name in self._declared}
-        given = self._request.build_args
-        proxies = {name: given[name] for name in given if name in _PREDEFINED}
-        own = self._draft.env
-        env = {name: v for name, v in {**proxies, **declared}.items() if name not in own}
+        declared, env = self._args, self._env_of_run()
         kept = self._kept(env) if instruction.packages else None
         if kept is None:
             folder, ran = self._sandbox((*shell, command), env)
@@ -188,6 +222,16 @@ class _Build:
         self._check(ran)
         told = [f"|{len(declared)}", *(f"{n}={v}" for n, v in declared.items())] if declared else []
         self._seal(folder, " ".join(["RUN", *told, *shell, command]), created=ran.created)
+
+    @property
+    def _args(self) -> dict[str, str]:
+        return {name: self._arguments[name] for name in self._declared}
+
+    def _env_of_run(self) -> dict[str, str]:
+        """What a command gets besides the image's own environment."""
+        given, own = self._request.build_args, self._draft.env
+        proxies = {name: given[name] for name in given if name in _PREDEFINED}
+        return {name: v for name, v in {**proxies, **self._args}.items() if name not in own}
 
     def _check(self, ran: Ran) -> None:
         """Raise BuildFailed unless the command did its work."""
@@ -274,7 +318,7 @@ class _Build:
                 "arch": request.target.arch,
                 "base": self._base_digest,
                 "before": self._before,
-                "args": {name: self._arguments[name] for name in self._declared},
+                "args": self._args,
                 "files": {
                     name: hashlib.sha256(data).hexdigest()
                     for name, data in sorted(request.files.items())
