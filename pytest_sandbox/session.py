@@ -11,7 +11,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.clock import OFF
 from pytest_sandbox.errors import ImageUnavailable, RuntimeUnavailable, SandboxError
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 BASE_ENV: Mapping[str, str] = {"HOME": "/root", "LANG": "C.UTF-8"}
 """The allowlist's fixed part: what every command in a sandbox gets beside the image's own PATH."""
+
+
+_REAP: Final = 60.0
+"""Seconds that the end of a run waits for the removal of what dead ones left."""
 
 
 def _quiet(line: str) -> None:
@@ -111,6 +115,7 @@ class RunSession:
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _builds: ImageBuilds | None = None
     _systems: Systems | None = None
+    _reaper: threading.Thread | None = None
     _cache: dict[str, Any] = field(default_factory=dict)
 
     # -- recipes -------------------------------------------------------------------------------
@@ -180,17 +185,29 @@ class RunSession:
         if given is not None:
             return given
         from pytest_sandbox.runtimes.detect import choose_runtime
-        from pytest_sandbox.runtimes.runs import end_with_parent, enter_run
+        from pytest_sandbox.runtimes.runs import announce, end_with_parent
 
         choice = choose_runtime(self.settings.runtime, self.environ, self.settings)
         runtime, self.why = choice.runtime, choice.why
         if not self.main:
             end_with_parent()
-        enter_run(runtime, self.run)
+        if announce(self.run):
+            self._reaper = threading.Thread(
+                target=self._reap, args=[runtime], name="pytest-sandbox-reap", daemon=True
+            )
+            self._reaper.start()
         info = runtime.info()
         if info.weak_limits and not self.has_header and self.worker in {"", "gw0"}:
             self.say(weaker(info))
         return runtime
+
+    @staticmethod
+    def _reap(runtime: Runtime) -> None:
+        """What dead runs left is in nobody's way: it goes while this one works."""
+        from pytest_sandbox.runtimes.runs import reap_dead
+
+        with suppress(SandboxError, OSError):  # the next run's reaper looks again
+            reap_dead(runtime)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -479,6 +496,9 @@ class RunSession:
         systems, self._systems = self._systems, None
         if systems is not None:
             systems.close()
+        reaper, self._reaper = self._reaper, None
+        if reaper is not None:
+            reaper.join(_REAP)
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             if self.main:

@@ -33,13 +33,24 @@ def _folder() -> Path:
 
 def enter_run(runtime: Runtime, run: str) -> None:
     """Say that this run uses an engine; the first process to say so removes what dead runs left."""
+    if announce(run):
+        reap_dead(runtime)
+
+
+def announce(run: str) -> bool:
+    """Say that this run uses an engine; whether this is the first process to say so."""
     path = _folder() / f"{run}.json"
     owner = current_owner(run)
     try:
         with path.open("x", encoding="utf-8") as out:
             json.dump({**asdict(owner), "created": time.time()}, out)
     except FileExistsError:
-        return
+        return False
+    return True
+
+
+def reap_dead(runtime: Runtime) -> None:
+    """Remove what dead runs left."""
     _forget_dead_runs()
     runtime.reap(lambda other, created: owner_is_dead(other, created, time.time()))
 
