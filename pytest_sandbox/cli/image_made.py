@@ -18,7 +18,7 @@ from pytest_sandbox.cli.configuration import (
     recipe_files,
     recipe_options,
 )
-from pytest_sandbox.cli.image_store import collect, stored_images
+from pytest_sandbox.cli.image_store import collect, forget_packages, stored_images
 from pytest_sandbox.cli.project import cli_settings
 from pytest_sandbox.errors import (
     Blame,
@@ -33,6 +33,7 @@ from pytest_sandbox.targets import FAMILIES, Target, arch_from_machine, host_arc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pytest_sandbox.images.spec import ImageSpec
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.runtimes.base import ImageInfo, Runtime
     from pytest_sandbox.settings import Settings
@@ -129,7 +130,7 @@ def build(
     from pytest_sandbox.provision.bases import base_digests
     from pytest_sandbox.provision.certificates import extra_certificates
     from pytest_sandbox.recipes.load import load_recipe
-    from pytest_sandbox.runtimes.images import ensure_image
+    from pytest_sandbox.runtimes.image_builds import ImageBuilds, Rules
 
     settings = cli_settings(**options)
     files = recipe_files(paths)
@@ -139,10 +140,30 @@ def build(
     engine = _engine(settings)
     arch = (*engine.info().arches, host_arch())[0]
     chosen = chosen_targets(targets, (Target("linux", arch, "debian"),))
-    token = f"{os.getpid()}-{time.time()}"
+    rules = Rules(
+        prefix=settings.image_prefix,
+        rebuild=rebuild,
+        rebuild_token=f"{os.getpid()}-{time.time()}",
+        pull=settings.pull,  # type: ignore[arg-type]  # checked when read
+        offline=settings.offline,
+        max_age=settings.image_age,
+        network=settings.build_network,  # type: ignore[arg-type]  # same
+        limits=settings.build_limits(),
+        timeout=settings.build_timeout,
+    )
     failed = False
+
+    def complain(where: str, wrong: SandboxError) -> None:
+        nonlocal failed
+        failed = True
+        click.echo(f"pytest-sandbox: {where}: {wrong}", err=True)
+        if wrong.details:
+            click.echo(wrong.details, err=True)
+
+    wanted: list[tuple[str, str, ImageSpec]] = []
     for path in files:
         for target in chosen:
+            where = f"{path.name} on {target}"
             try:
                 recipe = load_recipe(path)
                 plan = resolve(
@@ -155,29 +176,22 @@ def build(
                     certificates=extra_certificates(),
                     base_digests=base_digests(target.arch),
                 )
-                done = ensure_image(
-                    engine,
-                    spec,
-                    prefix=settings.image_prefix,
-                    rebuild=rebuild,
-                    rebuild_token=token,
-                    pull=settings.pull,  # type: ignore[arg-type]  # checked when read
-                    offline=settings.offline,
-                    max_age=settings.image_age,
-                    build_network=settings.build_network,  # type: ignore[arg-type]  # same
-                    build_limits=settings.build_limits(),
-                    build_timeout=settings.build_timeout,
-                    say=_say,
-                )
             except SandboxError as wrong:
-                failed = True
-                click.echo(f"pytest-sandbox: {path.name} on {target}: {wrong}", err=True)
-                if wrong.details:
-                    click.echo(wrong.details, err=True)
+                complain(where, wrong)
+            else:
+                wanted.append((f"{recipe.name} on {target}", where, spec))
+    builds = ImageBuilds(engine, rules, expected=lambda: [one[2] for one in wanted], say=_say)
+    try:
+        for name, where, spec in wanted:
+            try:
+                done = builds.get(spec)
+            except SandboxError as wrong:
+                complain(where, wrong)
                 continue
             how = "at hand" if done.hit else f"made in {done.seconds:.1f} s"
-            size = _megabytes(done.info.size)
-            click.echo(f"{recipe.name} on {target}: {done.info.name} ({size}, {how})")
+            click.echo(f"{name}: {done.info.name} ({_megabytes(done.info.size)}, {how})")
+    finally:
+        builds.close()
     sys.exit(1 if failed else 0)
 
 
@@ -225,7 +239,7 @@ def bootstrap(family: str, *, suite: str, arch: str, mirror: str | None, **optio
 @_runtime_option
 def prune_command(*, everything: bool, older_than: str, runtime: str | None) -> None:
     """Remove images that were not used lately: of engines only what was made here, of the store
-    all but pinned ones and those of running sandboxes."""
+    all but pinned ones and those of running sandboxes, and package lists and archives of builds."""
     from pytest_sandbox.runtimes.last_use import prune
 
     settings = cli_settings(runtime=runtime)
@@ -241,16 +255,19 @@ def prune_command(*, everything: bool, older_than: str, runtime: str | None) -> 
                 engine.remove_image(info.name)
                 gone.append(info)
         removed += [(info.name, info.size) for info in gone]
-    swept = None
+    swept, packages = None, 0
     if settings.runtime in {OCI, "auto", ""}:
+        packages = forget_packages(older_than=0.0 if everything else age)
         swept = collect(older_than=0.0 if everything else age)
         removed += [(i.reference.familiar, i.size) for i in swept.images] if swept else []
     for name, size in removed:
         click.echo(f"removed {name} ({_megabytes(size)})")
+    if packages:
+        click.echo(f"package lists and archives removed, {_megabytes(packages)} freed")
     if swept is not None and (swept.layers or swept.blobs):
         count = f"{len(swept.layers)} layers and {len(swept.blobs)} blobs"
         click.echo(f"{count} of the store removed, {_megabytes(swept.bytes)} freed")
-    elif not removed:
+    elif not (removed or packages):
         click.echo("nothing to remove")
     if removed:
         click.echo(f"{len(removed)} images removed")

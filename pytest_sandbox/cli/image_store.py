@@ -65,6 +65,19 @@ def collect(*, older_than: float) -> Collected | None:
         return store.collect(older_than=older_than)
 
 
+def forget_packages(*, older_than: float) -> int:
+    """Remove package lists and archives that builds have not used for so many seconds; the bytes
+    that went.
+    """
+    from pytest_sandbox.folders import data_folder
+    from pytest_sandbox.runtimes.oci import build_packages
+
+    if not (data_folder() / "oci" / build_packages.FOLDER).is_dir():
+        return 0
+    with open_store() as store:
+        return build_packages.prune(store, older_than=older_than)
+
+
 def _registry(settings: Settings, say: Callable[[str], None]) -> Registry:
     from pytest_sandbox.runtimes.oci.registry_settings import open_registry
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FRESH: Final = 86400.0
 """Lists are used for so many seconds, then they are revalidated."""
 MOST_BYTES: Final = 2 << 30
-"""Archives of all grounds together; beyond it, the grounds that were not used for longest go."""
+"""Lists and archives of all grounds together; beyond it, the grounds that were not used for longest go."""
 FOLDER: Final = "packages"
 _JOBS: Final = "pytest_sandbox.runtimes.oci.build_packages_jobs"
 _FORMAT: Final = 1
@@ -256,8 +256,8 @@ class KeptPackages:
 
 
 def trim(store: Store, *, keep: str = "", most: int = MOST_BYTES) -> int:
-    """Set grounds aside, the one that was not used for longest first, until their archives have
-    `most` bytes; the ground `keep` is the last to go. The bytes that went.
+    """Set grounds aside, the one that was not used for longest first, until they have `most`
+    bytes; the ground `keep` is the last to go. The bytes that went.
     """
     sizes = {key: _size(store.root / FOLDER / key) for key in names(store.root / FOLDER)}
     total, gone = sum(sizes.values()), 0

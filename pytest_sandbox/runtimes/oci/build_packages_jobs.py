@@ -42,7 +42,7 @@ def lay(call: Call) -> dict[str, Any]:
     folder.mkdir(mode=0o700)
     parts = [folder / name for name in ("archives", "upper", "work")]
     for part in parts:
-        _make(part, args)
+        _make(part, call)
     lowers = [parts[0]]
     if args["generation"]:
         generation = Path(args["generation"])
@@ -64,7 +64,7 @@ def lay(call: Call) -> dict[str, Any]:
             raise
     for name in args["folders"]:
         if not (place / name).is_dir():
-            _make(place / name, args)
+            _make(place / name, call)
     return {"place": str(place)}
 
 
@@ -81,7 +81,7 @@ def gather(call: Call) -> dict[str, Any]:
 
     args: `name` and `folder` as for lay; `archive`, the pattern of archives' names; `generation`,
     the one to add archives to; or else `new`, a folder to make one in, with all that is mounted;
-    `sets`: how many were asked for. Gives `bytes`, the size of the generation's archives, and
+    `sets`: how many were asked for. Gives `bytes`, the size of the generation, and
     `resolved`, what each set consists of (None where nothing was said of it).
     """
     args = call.args
@@ -91,23 +91,24 @@ def gather(call: Call) -> dict[str, Any]:
     if args["new"]:
         target = Path(args["new"])
         for name in ("ground", "archives"):
-            _make(target / name, args)
+            _make(target / name, call)
         _copy_lists(place, target / "ground", pattern)
         _link_archives(Path(args["folder"], "archives"), target / "archives", pattern)
     else:
         target = Path(args["generation"])
     _link_archives(upper, target / "archives", pattern)
-    size = sum(found.st_size for _, found in _files(target / "archives"))
+    size = sum(found.st_size for _, found in _files(target))
     return {"bytes": size, "resolved": told}
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _make(folder: Path, args: dict[str, Any]) -> None:
+def _make(folder: Path, call: Call) -> None:
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
-    os.chown(folder, *args["root"])
+    if call.ids is not None:  # else this is the sandboxes' root already
+        os.chown(folder, *call.args["root"])
 
 
 def _files(top: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, os.stat_result]]:
