@@ -223,6 +223,7 @@ class ExecCommand:
         raise MissingDirectory(msg)
 
     full = False
+    lost = False
 
     def kill(self) -> bool | None:
         """Nobody in the sandbox does it for the engine."""

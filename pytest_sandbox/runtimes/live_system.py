@@ -56,6 +56,11 @@ class ExecCommand(Protocol):
         """It could not be started: the sandbox is full of processes."""
         ...
 
+    @property
+    def lost(self) -> bool:
+        """The sandbox ended under it, for certain."""
+        ...
+
 
 class Engine(Protocol):
     """One container, as its engine has it."""
@@ -316,7 +321,7 @@ class LiveSystem:
             status = command.status()
             if command.full:
                 return self._no_fork(job)
-            if job.ended != "time" and not self.alive():
+            if job.ended != "time" and (command.lost or not self.alive()):
                 raise self._ending.gone(job)
             after = self._counters()[0] if job.ended != "time" else before
             result = self._finish(job, status, before, after)

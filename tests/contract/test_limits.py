@@ -226,7 +226,7 @@ def test_the_end_of_the_main_process_is_told(start: Callable[..., System], runti
         assert system.alive()
         system.engine.kill()  # type: ignore[attr-defined]
         with pytest.raises(SandboxGone):
-            system.run(["true"])
+            system.run(["sleep", "5"])
         return
     with pytest.raises(SandboxGone):
         sh(system, "kill -9 -1; sleep 5")

@@ -41,7 +41,6 @@ class Call:
         """A descriptor of the user namespace with the sandboxes' ids; None where this is it."""
         self.spent = False
         """Set by a `repeatable` job that left something in its process after all."""
-        self.afterwards: list[Callable[[], None]] = []
         self._reply = reply
         self._note = note
         self._enter = enter
@@ -103,9 +102,11 @@ class Call:
         done: dict[str, Any] = answer["done"]
         return done
 
-    def later(self, function: Callable[[], None]) -> None:
-        """Run `function` in this process when the answer is sent: nobody waits for it."""
-        self.afterwards.append(function)
+    def when_idle(self, function: Callable[[], None]) -> None:
+        """Have `function` run in this process, once, when it has nothing else to do for a moment.
+        Only a `repeatable` job has such a process.
+        """
+        put_off(function)
 
     def enter_ids(self) -> None:
         """Become root of the sandboxes' ids, for good (a no-op where the job is that already)."""
@@ -121,6 +122,17 @@ def repeatable(job: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
 
 _ENDS: list[Callable[[], None]] = []
+_IDLE: list[Callable[[], None]] = []
+
+
+def rest() -> Callable[[], None] | None:
+    """What is to be done in an idle moment, if there is anything; it is asked for once."""
+    return _IDLE.pop() if _IDLE else None
+
+
+def put_off(function: Callable[[], None]) -> None:
+    """Do `function` in the next idle moment, and nothing else."""
+    _IDLE[:] = [function]
 
 
 def at_end(function: Callable[[], None]) -> Callable[[], None]:
@@ -169,8 +181,6 @@ def perform(job: Callable[[Call], Mapping[str, Any] | None], call: Call, word: s
         call.spent = True
     with contextlib.suppress(OSError):  # nobody may wait for it any more
         messages.send(call._reply, answer)
-    for function in call.afterwards:
-        function()
     return not call.spent
 
 

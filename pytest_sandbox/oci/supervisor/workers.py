@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.supervisor import jobs, messages
 from pytest_sandbox.oci.waiting import ended
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _IDLE: Final = 16
 """So many wait for work at most."""
+_MOMENT: Final = 0.005
+"""Seconds without a job after which a worker has time for what was put off."""
 _PATIENCE: Final = 5.0
 """Seconds that one waits for work before it goes."""
 
@@ -93,6 +96,7 @@ def work(
     while True:
         try:
             messages.send(channel, {"idle": True})
+            _rest(channel)
             received = messages.receive(channel)
         except OSError:
             return
@@ -105,3 +109,12 @@ def work(
             os.close(descriptor)
         if not usable:
             return
+
+
+def _rest(channel: socket.socket) -> None:
+    """Use a moment without work for what a job has put off."""
+    while (task := jobs.rest()) is not None:
+        if select.select([channel], [], [], _MOMENT)[0]:
+            jobs.put_off(task)
+            return
+        task()

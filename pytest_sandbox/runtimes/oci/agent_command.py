@@ -43,7 +43,7 @@ class AgentCommand:
         self._streams: CommandStreams | None = None
         self._status: int | None = None
         self._killed: bool | None = None
-        self._lost = False
+        self.lost = False
         self.full = False
 
     def begin(self) -> bool:
@@ -53,6 +53,7 @@ class AgentCommand:
         try:
             messages.send(self._control, self._message, [theirs.fileno(), *streams.theirs])
         except OSError:
+            self.lost = True
             self._status = _GONE
             return True
         finally:
@@ -73,7 +74,7 @@ class AgentCommand:
         with contextlib.suppress(ConnectionError):
             received = messages.receive(self._channel)
         if received is None:
-            self._lost = True  # the sandbox is gone, and the command with it
+            self.lost = True  # the sandbox is gone, and the command with it
             self._status = _GONE if self._status is None else self._status
             return
         message = received[0]
@@ -111,12 +112,12 @@ class AgentCommand:
             while not self._answered():
                 self._hear()
         except OSError:
-            return self._lost
+            return self.lost
         return self._killed is not False
 
     def _answered(self) -> bool:
         """Whether it is known what became of it."""
-        return self._lost or self._killed is not None
+        return self.lost or self._killed is not None
 
     def close(self) -> None:
         """Close everything; a command that runs on is killed."""

@@ -90,6 +90,7 @@ class OciExec:
         return inner_pid(self._host_pid) if self._host_pid else 0
 
     full = False
+    lost = False
 
     def kill(self) -> bool | None:
         """Nobody in the sandbox does it for the engine."""

@@ -15,11 +15,19 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.supervisor.jobs import describe
 from pytest_sandbox.runtimes.killing import Hunt
-from pytest_sandbox.runtimes.oci.launchers.direct.command import attempt, become
+from pytest_sandbox.runtimes.oci.launchers.direct.command import (
+    OOM_SCORE,
+    attempt,
+    become,
+    not_executed,
+)
 from pytest_sandbox.runtimes.oci.launchers.direct.hunting import kill_processes
+from pytest_sandbox.runtimes.oci.launchers.direct.quick import quick_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,6 +81,8 @@ class Command:
         self.main = main
         self.since = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10_000_000
         self.ended = False
+        self.status = 0
+        """Its exit status where its program could not run."""
 
 
 class Agent:
@@ -80,11 +90,15 @@ class Agent:
     for none.
     """
 
-    def __init__(self, control: socket.socket, confinement: Confinement, parent: int) -> None:
+    def __init__(
+        self, control: socket.socket, confinement: Confinement, parent: int, *, guarded: bool
+    ) -> None:
         self._control = control
         self._confinement = confinement
         self._parent = parent
         self._poll = select.poll()
+        self._quick = quick_start(confinement)
+        self._guarded = guarded
         self._running: dict[int, Command] = {}
         self._channels: dict[int, Command] = {}
         self._free: list[Group] = []
@@ -98,16 +112,19 @@ class Agent:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _nothing)
         control = self._control.fileno()
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; commands inherit it
+            signal.signal(number, signal.SIG_DFL)
         for descriptor in (reader, control):
             self._poll.register(descriptor, select.POLLIN)
         while not self._over:
-            for descriptor, _ in self._poll.poll():
-                if descriptor == control:
-                    self._request()
-                elif descriptor == reader:
+            ready = [descriptor for descriptor, _ in self._poll.poll()]
+            for descriptor in ready:
+                if descriptor == reader:
                     self._signals(os.read(reader, 512))
                 elif descriptor in self._channels:
                     self._hear(self._channels[descriptor])
+            if control in ready:  # last: what has ended leaves its group to the next command
+                self._request()
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -124,6 +141,10 @@ class Agent:
         channel = socket.socket(fileno=end)
         try:
             self._begin(message, channel, stdio)
+        except SandboxError as error:
+            with contextlib.suppress(OSError):
+                messages.send(channel, {"failed": describe(error)})
+            channel.close()
         except OSError as error:
             with contextlib.suppress(OSError):
                 full = error.errno in {errno.EAGAIN, errno.ENOMEM}
@@ -138,11 +159,42 @@ class Agent:
     ) -> None:
         group = self._group()
         try:
-            pid = self._fork(group)
-        except OSError:
+            pid, status = self._child(message, channel, stdio, group)
+        except BaseException:
             if group is not None:
-                self._free.append(group)
+                self._put(group)
             raise
+        if status:
+            with contextlib.suppress(OSError):
+                os.write(stdio[2], not_executed(message["argv"][0], status))
+        command = Command(pid, channel, group, bool(message.get("main")))
+        command.status = status
+        self._running[pid] = command
+        self._channels[channel.fileno()] = command
+        self._poll.register(channel, select.POLLIN)
+        if command.main:
+            for name in _FORWARDED:
+                signal.signal(signal.Signals[f"SIG{name}"], _nothing)
+
+    def _child(
+        self,
+        message: Mapping[str, Any],
+        channel: socket.socket,
+        stdio: list[int],
+        group: Group | None,
+    ) -> tuple[int, int]:
+        """A new process, and its status where its program cannot run."""
+        if self._quick is not None and "trial" not in message and message.get("tty") is None:
+            folder = None if group is None else group.folder
+            try:
+                pid, status = self._quick.begin(message, stdio, folder)
+            finally:
+                if not self._guarded:  # a change of user in the shared memory took it back
+                    linux.prctl(linux.PR_SET_DUMPABLE, 1)
+            if not status:
+                _first_to_go(pid)
+            return pid, status
+        pid = self._fork(group)
         if pid == 0:
             # Nothing of process 1 is in reach of a command, not even before its program runs.
             linux.close_all_but([channel.fileno(), *stdio])
@@ -151,13 +203,7 @@ class Agent:
             if "trial" in message:
                 attempt(self._confinement, message, channel)
             become(self._confinement, message, stdio, channel)
-        command = Command(pid, channel, group, bool(message.get("main")))
-        self._running[pid] = command
-        self._channels[channel.fileno()] = command
-        self._poll.register(channel, select.POLLIN)
-        if command.main:
-            for name in _FORWARDED:
-                signal.signal(signal.Signals[f"SIG{name}"], _nothing)
+        return pid, 0
 
     def _fork(self, group: Group | None) -> int:
         if group is None:
@@ -196,7 +242,7 @@ class Agent:
             if command is None:
                 continue  # an orphan
             command.ended = True
-            code = os.waitstatus_to_exitcode(status)
+            code = command.status or os.waitstatus_to_exitcode(status)
             if command.main:
                 os._exit(code if code >= 0 else 128 - code)
             with contextlib.suppress(OSError):
@@ -250,6 +296,16 @@ class Agent:
                 time.sleep(0.0005)
         self._reap()  # a zombie still counts against the limit of processes
         return done
+
+
+def _first_to_go(pid: int) -> None:
+    """A command is killed for want of memory before process 1 is."""
+    with contextlib.suppress(OSError):
+        score = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(score, OOM_SCORE)
+        finally:
+            os.close(score)
 
 
 def _nothing(*_: object) -> None:

@@ -29,7 +29,7 @@ OOM_SCORE: Final = b"900"
 """A command is to be killed before process 1 (proc(5), oom_score_adj)."""
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them, and a program would inherit that."""
-_CANNOT: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR, errno.ELOOP})
+CANNOT: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR, errno.ELOOP})
 _TIOCGPTN: Final = 0x80045430
 _TIOCSPTLCK: Final = 0x40045431
 
@@ -64,9 +64,7 @@ def become(
             os.dup2(descriptor, standard)
         user = _confine(confinement, message)
         status = _execute(message, user)
-        name = message["argv"][0]
-        text = "not found" if status == 127 else "cannot be executed"
-        os.write(2, f"{name}: {text}\n".encode("utf-8", "surrogateescape"))
+        os.write(2, not_executed(message["argv"][0], status))
     except BaseException as error:
         with contextlib.suppress(BaseException):
             messages.send(channel, {"failed": describe(error)})
@@ -108,7 +106,7 @@ def _confine(confinement: Confinement, message: Mapping[str, Any]) -> Mapping[st
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(score, OOM_SCORE)
         os.close(score)
-    user = message.get("who") or _user(message["user"]) if message["user"] else confinement.user
+    user = user_of(confinement, message)
     for number, pair in confinement.rlimits:
         resource.setrlimit(number, pair)
     if confinement.deny:
@@ -122,7 +120,11 @@ def _confine(confinement: Confinement, message: Mapping[str, Any]) -> Mapping[st
     return user
 
 
-def _user(name: str) -> dict[str, Any]:
+def user_of(confinement: Confinement, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Who a command is. Raises UnknownUser, InvalidImage."""
+    name = message["user"]
+    if not name:
+        return confinement.user
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return resolve_user(root, name).to_json()
@@ -137,29 +139,45 @@ def _execute(message: Mapping[str, Any], user: Mapping[str, Any]) -> int:
     """Returns only when it cannot be executed: 126 or 127. Raises MissingDirectory."""
     try:
         os.chdir(message["cwd"])
-    except OSError as wrong:
-        msg = f"cwd {message['cwd']!r} is no directory in the sandbox"
-        raise MissingDirectory(msg) from wrong
+    except OSError:
+        raise no_folder(message["cwd"]) from None
+    env = environment(message, user)
+    argv = [os.fsencode(word) for word in message["argv"]]
+    found = 127
+    for program in candidates(argv[0], env.get(b"PATH", b"")):
+        try:
+            os.execve(program, argv, env)
+        except OSError as wrong:
+            if wrong.errno == errno.E2BIG:
+                raise
+            if wrong.errno in CANNOT:
+                found = 126
+    return found
+
+
+def environment(message: Mapping[str, Any], user: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """The whole environment of a command. HOME is the user's where nothing else sets it."""
     env = {}
     for entry in message["env"]:
         name, _, value = entry.partition("=")
         env[os.fsencode(name)] = os.fsencode(value)
     if message["user"] or not env.get(b"HOME"):
         env[b"HOME"] = os.fsencode(user["home"])
-    argv = [os.fsencode(word) for word in message["argv"]]
-    found = 127
-    for program in _candidates(argv[0], env.get(b"PATH", b"")):
-        try:
-            os.execve(program, argv, env)
-        except OSError as wrong:
-            if wrong.errno == errno.E2BIG:
-                raise
-            if wrong.errno in _CANNOT:
-                found = 126
-    return found
+    return env
 
 
-def _candidates(name: bytes, path: bytes) -> list[bytes]:
+def no_folder(cwd: str) -> MissingDirectory:
+    """The error for a working folder that is none."""
+    return MissingDirectory(f"cwd {cwd!r} is no directory in the sandbox")
+
+
+def not_executed(name: str, status: int) -> bytes:
+    """What a command's stderr says of a program that is not there (127) or cannot run (126)."""
+    text = "not found" if status == 127 else "cannot be executed"
+    return f"{name}: {text}\n".encode("utf-8", "surrogateescape")
+
+
+def candidates(name: bytes, path: bytes) -> list[bytes]:
     """As execvp(3) looks for it."""
     if b"/" in name:
         return [name]

@@ -103,7 +103,7 @@ class DirectLauncher:
                 "user": "",
             }
         if self._make_ahead:
-            call.later(lambda: self._ahead(profile, call.room))
+            call.when_idle(lambda: self._ahead(profile, call.room))
         return blank.pid
 
     def start(self) -> int:

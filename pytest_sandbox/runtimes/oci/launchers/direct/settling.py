@@ -47,7 +47,7 @@ def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> 
     # The control channel, and the group of the v2 tree that commands are put below.
     linux.close_all_but([control, group])
     with socket.socket(fileno=control) as end:
-        Agent(end, confinement, group).serve()
+        Agent(end, confinement, group, guarded=order["guarded"]).serve()
     os._exit(0)
 
 

@@ -1,0 +1,140 @@
+"""A command without a copy of process 1: its system calls as a table (see spawn)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pytest_sandbox.oci import linux
+from pytest_sandbox.runtimes.oci.launchers.direct import command
+from pytest_sandbox.runtimes.oci.launchers.direct.spawn import (
+    Calls,
+    Row,
+    failed,
+    numbers,
+    prepare,
+    spawn,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_sandbox.runtimes.oci.launchers.direct.command import Confinement
+
+_LAST: Final = 0xFFFFFFFF
+
+
+class Begun(NamedTuple):
+    """A child: it runs its program, or `status` is 126 or 127 and it has ended."""
+
+    pid: int
+    status: int = 0
+
+
+class QuickStart:
+    """Starts commands of one sandbox. What they have in common is laid out once."""
+
+    def __init__(self, confinement: Confinement, calls: Calls) -> None:
+        prepare()
+        self._confinement = confinement
+        self._calls = calls
+        self._kept: list[Any] = []
+        """What rows point to."""
+        rows = []
+        for number, (soft, hard) in confinement.rlimits:
+            pair = self._place(struct.pack("=QQ", soft & _MASK, hard & _MASK))
+            rows.append(Row(calls.prlimit64, (0, number, pair)))
+        if confinement.deny:
+            code = self._place(confinement.deny)
+            program = struct.pack("=HxxxxxxQ", len(confinement.deny) // 8, code)
+            rows.append(Row(calls.prctl, (linux.PR_SET_SECCOMP, 2, self._place(program))))
+        self._limits = rows
+
+    def _place(self, data: bytes) -> int:
+        self._kept.append(ctypes.create_string_buffer(data, len(data)))
+        return ctypes.addressof(self._kept[-1])
+
+    def begin(
+        self, message: Mapping[str, Any], stdio: Sequence[int], cgroup: int | None
+    ) -> Begun:
+        """Start one. Raises OSError where there can be no process; UnknownUser, InvalidImage,
+        MissingDirectory.
+        """
+        user = command.user_of(self._confinement, message)
+        env = command.environment(message, user)
+        argv = [os.fsencode(word) for word in message["argv"]]
+        held: list[Any] = []
+        calls = self._calls
+        rows = [Row(calls.setsid)]
+        rows += [Row(calls.dup3, (one, number, 0)) for number, one in enumerate(stdio)]
+        rows.append(Row(calls.close_range, (3, _LAST, 0)))
+        rows += self._limits
+        rows += self._identity(user, held)
+        folder = len(rows)
+        rows.append(Row(calls.chdir, (_text(os.fsencode(message["cwd"]), held),)))
+        words, entries = _texts(argv, held), _texts(_pairs(env), held)
+        first = len(rows)
+        rows += [
+            Row(calls.execve, (_text(program, held), words, entries), rest=True)
+            for program in command.candidates(argv[0], env.get(b"PATH", b""))
+        ]
+        flags = linux.CLONE_INTO_CGROUP if cgroup is not None else 0
+        spawned = spawn(rows, flags=flags, cgroup=cgroup or 0)
+        wrong = failed(rows, spawned)
+        if wrong is None:
+            return Begun(spawned.pid)
+        index, number = wrong
+        if index == folder:
+            raise command.no_folder(message["cwd"])
+        results = [result for result in spawned.results[first:] if result is not None]
+        if index < first or -errno.E2BIG in results:
+            number = errno.E2BIG if index >= first else number
+            raise OSError(number, os.strerror(number))
+        cannot = any(-result in command.CANNOT for result in results)
+        return Begun(spawned.pid, 126 if cannot else 127)
+
+    def _identity(self, user: Mapping[str, Any], held: list[Any]) -> list[Row]:
+        """The sandbox's root stays who it is: its capabilities are cut to the bounding set by
+        execve(2) (capabilities(7)), and until then it has one more than other commands, which keeps
+        them away from the memory that it shares with process 1.
+        """
+        calls = self._calls
+        groups = user["groups"]
+        packed = ctypes.create_string_buffer(struct.pack(f"={len(groups)}I", *groups) + b"\0")
+        held.append(packed)
+        uid, gid = user["uid"], user["gid"]
+        rows = [Row(calls.setgroups, (len(groups), ctypes.addressof(packed)))]
+        if gid:
+            rows.append(Row(calls.setresgid, (gid, gid, gid)))
+        if uid:
+            rows.append(Row(calls.setresuid, (uid, uid, uid)))
+        return rows
+
+
+_MASK: Final = (1 << 64) - 1
+
+
+def quick_start(confinement: Confinement) -> QuickStart | None:
+    """None on machines that it has no code for."""
+    calls = numbers()
+    return None if calls is None else QuickStart(confinement, calls)
+
+
+def _pairs(env: Mapping[bytes, bytes]) -> list[bytes]:
+    return [name + b"=" + value for name, value in env.items()]
+
+
+def _text(data: bytes, held: list[Any]) -> int:
+    held.append(ctypes.create_string_buffer(data))
+    return ctypes.addressof(held[-1])
+
+
+def _texts(words: Iterable[bytes], held: list[Any]) -> int:
+    """An array of pointers that ends with a null one, as execve(2) wants it."""
+    places = [_text(word, held) for word in words]
+    array = (ctypes.c_void_p * (len(places) + 1))(*places, None)
+    held.append(array)
+    return ctypes.addressof(array)
