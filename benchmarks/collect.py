@@ -1,4 +1,7 @@
-"""Collecting a corpus of recipes, against a bare plugin that only parses the TOML."""
+"""Collecting a corpus of recipes, against a bare plugin that only parses the TOML.
+
+Without a corpus it is many copies of the shipped recipes.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,31 @@ if TYPE_CHECKING:
 
 TARGETS = "linux/*/*"
 LIMIT = 1.5
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+COPIES = 80
 _ITEM = re.compile(r"^(.+\.toml)::(install\[[a-z0-9-]+\]|load)$")
 
 
 def contests(given: argparse.Namespace) -> Iterator[Contest]:
     """One contest: whole processes of `pytest --collect-only -q`."""
     corpus = given.corpus or os.environ.get("PYTEST_SANDBOX_CORPUS")
-    if not corpus:
-        sys.exit("collect: name a folder of recipes with --corpus or PYTEST_SANDBOX_CORPUS")
-    folder = Path(corpus).resolve()
-    with tempfile.TemporaryDirectory(prefix="bench-collect-") as temp:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-collect-") as temp,
+        tempfile.TemporaryDirectory(prefix="bench-corpus-") as copied,
+    ):
+        folder = Path(corpus).resolve() if corpus else copies(Path(copied))
         yield _contest(folder, Path(temp), given.rounds or 10)
+
+
+def copies(folder: Path) -> Path:
+    """COPIES of each shipped recipe, each with a name of its own."""
+    for path in sorted(RECIPES.glob("*.toml")):
+        text = path.read_text(encoding="utf-8")
+        for number in range(COPIES):
+            name = f"{path.stem}-{number}"
+            own = text.replace(f'name = "{path.stem}"', f'name = "{name}"', 1)
+            (folder / f"{name}.toml").write_text(own, encoding="utf-8")
+    return folder
 
 
 def _contest(corpus: Path, temp: Path, rounds: int) -> Contest:

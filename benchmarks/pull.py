@@ -2,8 +2,9 @@
 pull, and skopeo with umoci.
 
 Each round pulls an image that nobody has seen: the same content, but for one small file in the
-lowest layer. So nothing is removed between the rounds, and no engine finds a layer that it has.
-Ours and podman begin with empty stores, docker with its own.
+lowest layer, so no engine finds a layer that it has. Ours and podman begin with empty stores,
+docker with its own. What a turn has made is removed when the clock has stopped: else its pages
+would be written to the disk during the turns of others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tarfile
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ if not __package__:
 
 from benchmarks import debian
 from benchmarks.contest import Bar, Contest, environment, interleave, run_process
+from benchmarks.field import remove
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +47,7 @@ OURS, DOCKER, PODMAN, SKOPEO = (
     "skopeo copy, umoci unpack",
 )
 CURL = "curl | tar xz (no image, no digest)"
+ROUNDS = 3
 LARGE = 400 << 20
 LAYERS = 4
 SOURCES = ("/usr/lib", "/usr/share", "/usr/bin")
@@ -55,15 +59,15 @@ MARKER = "usr/share/round"
 
 def contests(given: argparse.Namespace) -> Iterator[Contest]:
     """A Debian base, then an image of 400 MB: five layers, the lowest of them that base."""
-    rounds = given.rounds or 5
+    rounds = given.rounds or ROUNDS
     with ExitStack() as stack:
         temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pull-", dir="/tmp")))
         field = Field(stack, temp)
-        base = debian.of(given)
+        base = Base(debian.of(given))
         for title, more in (("a Debian base", []), ("400 MB in five layers", field.upper(base))):
-            names = [field.publish(base, more, number) for number in range(rounds + 1)]
+            names = [field.publish(base, more, number) for number in range(rounds)]
             layers = f"{1 + len(more)} layers" if more else "1 layer"
-            size = sum(map(len, (base, *(plain for plain, _ in more)))) / 1e6
+            size = (len(base.plain) + sum(len(plain) for plain, _ in more)) / 1e6
             yield field.contest(f"pull: {title} ({size:.0f} MB unpacked, {layers})", names, rounds)
 
 
@@ -85,9 +89,9 @@ class Field:
 
     # --- images -----------------------------------------------------------------------------
 
-    def upper(self, base: bytes) -> list[tuple[bytes, bytes]]:
+    def upper(self, base: Base) -> list[tuple[bytes, bytes]]:
         """The other layers of the large image, plain and packed."""
-        share = (LARGE - len(base)) // LAYERS
+        share = (LARGE - len(base.plain)) // LAYERS
         files = _files()
         found = []
         for _ in range(LAYERS):
@@ -95,19 +99,17 @@ class Field:
             with tarfile.open(fileobj=out, mode="w") as archive:
                 while out.tell() < share and (file := next(files, None)) is not None:
                     archive.add(file, f"opt{file}", recursive=False)
-            found.append((out.getvalue(), pack(out.getvalue())))
-        return found
+            found.append(out.getvalue())
+        with ThreadPoolExecutor() as pool:
+            return list(zip(found, pool.map(pack, found), strict=True))
 
-    def publish(self, base: bytes, more: list[tuple[bytes, bytes]], number: int) -> str:
+    def publish(self, base: Base, more: list[tuple[bytes, bytes]], number: int) -> str:
         """Push one round's image; its reference."""
         from pytest_sandbox.oci.push import push_image
         from pytest_sandbox.oci.reference import parse_reference
 
-        text = f"round {number} of {time.time()}".encode()
-        info = tarfile.TarInfo(MARKER)
-        info.size = len(text)
-        first = info.tobuf() + text.ljust(512, b"\0") + base
-        manifest, blobs = image_of([(first, pack(first)), *more])
+        first = base.marked(f"round {number} of {time.time()}".encode())
+        manifest, blobs = image_of([first, *more])
         name = f"{self.host}/pull/layers-{1 + len(more)}:{number}"
         push_image(
             self.client,
@@ -120,12 +122,13 @@ class Field:
     # --- candidates -------------------------------------------------------------------------
 
     def contest(self, title: str, names: list[str], rounds: int) -> Contest:
-        """Those that can take part, in turns; the first round does not count."""
+        """Those that can take part, in turns."""
         single = "layers-1:" in names[0]
         candidates = {
             name: self.turns(call, names) for name, call in self.candidates(single=single).items()
         }
-        contest = Contest(title, interleave(candidates, rounds), skipped=dict(self.skipped))
+        samples = interleave(candidates, rounds, warmup=0)
+        contest = Contest(title, samples, skipped=dict(self.skipped))
         for peer in (DOCKER, PODMAN, SKOPEO):
             if peer in contest.samples:
                 ratio = contest.ratio(peer, OURS)
@@ -169,30 +172,17 @@ class Field:
 
     def ours(self, name: str) -> float:
         data = self.folder("ours")
-        self.stack.callback(self.clear, data)
         command = [sys.executable, "-m", "pytest_sandbox.cli", "image", "pull", "-q", name]
         took = self.run(*command, PYTEST_SANDBOX_DATA=str(data))
         marks = list(data.glob(f"oci/layers/*/diff/{MARKER}"))
         _expect(len(marks) == 1 and marks[0].read_bytes().startswith(b"round"))
+        remove(data)
         return took
 
-    def clear(self, data: Path) -> None:
-        """Remove a store: only a supervisor can, where the files belong to other ids."""
-        code = (
-            "import os,sys\n"
-            "from pytest_sandbox.oci.ids import find_ids\n"
-            "from pytest_sandbox.oci.supervisor import Supervisor\n"
-            "keeper = Supervisor(find_ids)\n"
-            "folder = os.open(sys.argv[1], os.O_RDONLY)\n"
-            "job = 'pytest_sandbox.oci.layers.jobs:remove'\n"
-            "keeper.call(job, {'names': os.listdir(folder)}, [folder], where='host')\n"
-        )
-        self.run(sys.executable, "-c", code, data)
-
     def docker(self, name: str) -> float:
-        self.stack.callback(self.run, "docker", "rmi", name)
         took = self.run("docker", "pull", "-q", name)
         self.run("docker", "image", "inspect", name)
+        self.run("docker", "rmi", name)
         return took
 
     def podman_folders(self, name: str) -> list[str]:
@@ -206,6 +196,7 @@ class Field:
         self.run("podman", *where, "info")  # what it sets up once does not count
         took = self.run("podman", *where, "pull", "-q", "--tls-verify=false", name)
         self.run("podman", *where, "image", "inspect", name)
+        self.run("podman", *where, "rmi", "--all", "--force")
         return took
 
     def skopeo(self, name: str) -> float:
@@ -215,6 +206,8 @@ class Field:
         took = self.run(*copy, f"docker://{name}", f"oci:{layout}:x")
         took += self.run("umoci", "unpack", *rootless, "--image", f"{layout}:x", bundle)
         _expect((bundle / "rootfs" / MARKER).is_file())
+        shutil.rmtree(bundle)
+        shutil.rmtree(layout)
         return took
 
     def curl(self, name: str) -> float:
@@ -229,7 +222,33 @@ class Field:
         with urllib.request.urlopen(request) as answer:
             digest = json.load(answer)["layers"][0]["digest"]
         script = 'curl -s "$1" | tar -xz -C "$2"'
-        return self.run("sh", "-c", script, "sh", f"{top}/blobs/{digest}", tree)
+        took = self.run("sh", "-c", script, "sh", f"{top}/blobs/{digest}", tree)
+        shutil.rmtree(tree)
+        return took
+
+
+class Base:
+    """A plain tar, packed once: each round's layer is the same with one more file at its end."""
+
+    def __init__(self, tar: bytes) -> None:
+        import zlib
+
+        end = 0
+        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+            for member in archive:
+                size = member.size if member.isreg() else 0
+                end = max(end, member.offset_data + -(-size // 512) * 512)
+        self.plain = tar[:end]
+        self._packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+        self._packed = self._packer.compress(self.plain)
+
+    def marked(self, text: bytes) -> tuple[bytes, bytes]:
+        """The layer with MARKER, plain and packed."""
+        info = tarfile.TarInfo(MARKER)
+        info.size = len(text)
+        rest = info.tobuf() + text.ljust(512, b"\0") + bytes(1024)
+        packer = self._packer.copy()
+        return self.plain + rest, self._packed + packer.compress(rest) + packer.flush()
 
 
 def pack(plain: bytes) -> bytes:

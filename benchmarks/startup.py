@@ -69,7 +69,7 @@ def _contest(temp: Path, rounds: int) -> Contest:
         f"pytest plugins of libraries that it depends on: {', '.join(brought) or 'none'}; "
         f"they take {also:.1f} ms more"
     )
-    loaded = _modules(words, temp)
+    loaded = _modules(words, temp, env)
     if "pytest_sandbox" not in loaded:
         sys.exit("startup: the plugin is not installed in this environment")
     heavy = [name for name in HEAVY if name in loaded]
@@ -100,9 +100,14 @@ def brought_plugins() -> list[str]:
     )
 
 
-def _modules(words: list[str], temp: Path) -> set[str]:
+def _modules(words: list[str], temp: Path, env: dict[str, str]) -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", _PROBE, *words], cwd=temp, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _PROBE, *words],
+        cwd=temp,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     line = next(line for line in done.stdout.splitlines() if line.startswith("MODULES "))
     status, names = json.loads(line.removeprefix("MODULES "))
