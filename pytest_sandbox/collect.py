@@ -173,14 +173,9 @@ class RecipeItem(pytest.Function):
         outcome = Outcome(self.tool, self.target)
         self.stash[OUTCOME] = outcome
         session = self.run_session
+        node = f"{self.tool}-{self.target.id}"
         proof = Proof(
-            session,
-            self.tool,
-            self.plan,
-            self.target,
-            outcome,
-            node=f"{self.tool}-{self.target.id}",
-            further=self._further,
+            session, self.tool, self.plan, self.target, outcome, node=node, further=self._further
         )
         try:
             proof.run()
@@ -199,6 +194,13 @@ class RecipeItem(pytest.Function):
             if outcome.notices:
                 notes = session.mask(printable("\n".join(outcome.notices)))
                 self.add_report_section("call", "sandbox notes", notes)
+
+    def expect(self) -> None:
+        """Its turn comes next: what it will need is prepared."""
+        from pytest_sandbox.pipeline import Outcome, Proof
+
+        outcome = Outcome(self.tool, self.target)
+        Proof(self.run_session, self.tool, self.plan, self.target, outcome).expect()
 
     def _further(self, system: object, plan: object) -> None:
         self.config.hook.pytest_sandbox_prove(config=self.config, system=system, plan=plan)

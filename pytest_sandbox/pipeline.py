@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pytest_sandbox.errors import Blame, Phase, PlanError, SandboxError
 from pytest_sandbox.install import GuidanceNeeded, Installer, is_trusted, step_environment
 from pytest_sandbox.limits import PROFILES
 from pytest_sandbox.plans.model import HOME
+from pytest_sandbox.pool import EXPECTED
 from pytest_sandbox.proofs.verify import checks, needs_version, run_checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from pytest_sandbox.images.requirements import SystemRequirements
     from pytest_sandbox.limits import Limits
     from pytest_sandbox.plans.model import Plan, StepProgram
     from pytest_sandbox.proofs.verify import Check
@@ -94,6 +96,31 @@ class Proof:
     """Proofs after verify, in the same system."""
     _ends: float = 0.0
 
+    def expect(self) -> None:
+        """Have the first system of this proof started, where all that it needs is at hand.
+
+        Nothing is built or decided here, and nothing is raised: the proof itself will tell.
+        """
+        from pytest_sandbox.images.requirements import requirements_of
+
+        session = self.session
+        if not session.is_open:
+            return
+        with suppress(SandboxError), session.clock.phase("resolve"):
+            plan, programs, _ = self._resolve()
+            wanted = requirements_of(plan, self.target)
+            ready = session.image_at_hand(wanted, self.target)
+            if ready is not None:
+                trusted = is_trusted(programs)
+                session.expect(
+                    ready.info.name,
+                    self.target,
+                    self._longer(session.settings.limits(PROFILES[wanted.profile])),
+                    network="none" if trusted else self._network(wanted),
+                    no_new_privileges=trusted,
+                    digest=ready.info.digest,
+                )
+
     def run(self) -> None:
         """From plan to verdict."""
         try:
@@ -120,11 +147,19 @@ class Proof:
         if is_trusted(programs):
             self._check_only(plan, programs, todo, ready, limits)
         else:
-            network = self.session.settings.network or ("bridge" if wanted.network else "none")
-            self._install_and_verify(plan, programs, todo, ready, limits, network=network)  # type: ignore[arg-type]  # choices were checked when read
+            network = self._network(wanted)
+            self._install_and_verify(plan, programs, todo, ready, limits, network=network)
         if not todo:
             msg = "it installs, but the recipe has no check that could prove that it works"
             raise Unproved(msg, phase=Phase.VERIFY, next_step="add a [verify] table")
+
+    def _network(self, wanted: SystemRequirements) -> Network:
+        asked = self.session.settings.network or ("bridge" if wanted.network else "none")
+        return cast("Network", asked)  # choices were checked when read
+
+    @staticmethod
+    def _longer(limits: Limits) -> Limits:
+        return limits.override(timeout=limits.timeout + _GRACE)
 
     # -- resolve -------------------------------------------------------------------------------
 
@@ -158,7 +193,8 @@ class Proof:
         limits: Limits,
     ) -> None:
         # Nothing of the recipe's own runs before verify: one system with its fences does both.
-        with self._system(ready.info.name, limits, "none", fenced=True) as system:
+        digest = ready.info.digest
+        with self._system(ready.info.name, limits, "none", fenced=True, digest=digest) as system:
             self._install(system, programs, limits)
             self._verify(system, plan, todo, limits)
 
@@ -172,7 +208,10 @@ class Proof:
         *,
         network: Network,
     ) -> None:
-        with self._system(ready.info.name, limits, network, fenced=False, last=not todo) as system:
+        image, digest = ready.info.name, ready.info.digest
+        with self._system(
+            image, limits, network, fenced=False, last=not todo, digest=digest
+        ) as system:
             self._install(system, programs, limits)
             with self._phase("acquire"):  # the second system's files
                 snapshot = system.snapshot() if todo else ""
@@ -240,8 +279,11 @@ class Proof:
         *,
         fenced: bool,
         last: bool = True,
+        digest: str = "",
     ) -> Iterator[System]:
-        """One system of the item, `fenced` where verify runs; keep=always keeps the last."""
+        """One system of the item, `fenced` where verify runs; keep=always keeps the last. With
+        `digest`, the content of the image, it is the one that `expect` told of.
+        """
         for note in self.session.shortfalls(limits):
             if note not in self.outcome.notices:
                 self.outcome.notices.append(note)
@@ -249,10 +291,12 @@ class Proof:
             system = self.session.start(
                 image,
                 self.target,
-                limits.override(timeout=limits.timeout + _GRACE),
+                self._longer(limits),
                 network=network,
                 no_new_privileges=fenced,
                 purpose=f"{self.name}-{self.target.id}",
+                ahead=EXPECTED if digest else None,
+                digest=digest,
             )
         try:
             yield system
