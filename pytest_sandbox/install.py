@@ -76,6 +76,11 @@ def is_trusted(programs: Sequence[StepProgram]) -> bool:
     )
 
 
+def downloads(programs: Sequence[StepProgram]) -> bool:
+    """Whether the programs fetch anything."""
+    return any(isinstance(op, Fetch) for program in programs for op in program.operations)
+
+
 @dataclass(slots=True)
 class Installer:
     """Runs programs in `system`; `log` names the folder for full logs, `notices` collects what

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from pytest_sandbox.errors import Blame, Phase, PlanError, SandboxError
-from pytest_sandbox.install import GuidanceNeeded, Installer, is_trusted, step_environment
+from pytest_sandbox.install import (
+    GuidanceNeeded,
+    Installer,
+    downloads,
+    is_trusted,
+    step_environment,
+)
 from pytest_sandbox.limits import PROFILES
 from pytest_sandbox.plans.model import HOME
 from pytest_sandbox.pool import EXPECTED
@@ -234,7 +240,7 @@ class Proof:
     def _install(self, system: System, programs: Sequence[StepProgram], limits: Limits) -> None:
         installer = Installer(
             system,
-            self.session.downloader,
+            self.session.downloader if downloads(programs) else None,
             log=self.outcome.log,
             timeout=limits.timeout,
             deadline=self._deadline(limits),

@@ -115,7 +115,7 @@ class RunSession:
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _builds: ImageBuilds | None = None
     _systems: Systems | None = None
-    _reaper: threading.Thread | None = None
+    _aside: threading.Thread | None = None
     _cache: dict[str, Any] = field(default_factory=dict)
 
     # -- recipes -------------------------------------------------------------------------------
@@ -191,23 +191,32 @@ class RunSession:
         runtime, self.why = choice.runtime, choice.why
         if not self.main:
             end_with_parent()
-        if announce(self.run):
-            self._reaper = threading.Thread(
-                target=self._reap, args=[runtime], name="pytest-sandbox-reap", daemon=True
-            )
-            self._reaper.start()
+        self._aside = threading.Thread(
+            target=self._prepare,
+            args=[runtime, announce(self.run)],
+            name="pytest-sandbox-aside",
+            daemon=True,
+        )
+        self._aside.start()
         info = runtime.info()
         if info.weak_limits and not self.has_header and self.worker in {"", "gw0"}:
             self.say(weaker(info))
         return runtime
 
     @staticmethod
-    def _reap(runtime: Runtime) -> None:
-        """What dead runs left is in nobody's way: it goes while this one works."""
+    def _prepare(runtime: Runtime, first: bool) -> None:
+        """Beside the tests: what the first of them will need is started, and what dead runs left,
+        which is in nobody's way, is removed.
+        """
         from pytest_sandbox.runtimes.runs import reap_dead
 
+        warm = getattr(runtime, "warm", None)
+        with suppress(SandboxError, OSError):  # who needs it is told
+            if warm is not None:
+                warm()
         with suppress(SandboxError, OSError):  # the next run's reaper looks again
-            reap_dead(runtime)
+            if first:
+                reap_dead(runtime)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -496,9 +505,9 @@ class RunSession:
         systems, self._systems = self._systems, None
         if systems is not None:
             systems.close()
-        reaper, self._reaper = self._reaper, None
-        if reaper is not None:
-            reaper.join(_REAP)
+        aside, self._aside = self._aside, None
+        if aside is not None:
+            aside.join(_REAP)
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             if self.main:

@@ -119,6 +119,10 @@ class OciRuntime:
     def info(self) -> RuntimeInfo:
         return self.machine.info()
 
+    def warm(self) -> None:
+        """Start the supervisor now, and not with the first sandbox. Raises SandboxError."""
+        self.supervisor.start()
+
     def usage(self, name: str) -> Usage:
         """What a sandbox's cgroup has used so far."""
         from pytest_sandbox.oci.cgroup_usage import read_usage
