@@ -2,7 +2,8 @@
 
 Docker is the engine that DOCKER_HOST (or the usual detection) names, Podman the service at
 PYTEST_SANDBOX_TEST_PODMAN, else at the usual socket. The image is PYTEST_SANDBOX_TEST_IMAGE, else
-the debian base. Without an engine its part is skipped, with PYTEST_SANDBOX_REQUIRE it fails.
+the debian base. With PYTEST_SANDBOX_TEST_AHEAD=1 the systems come from a pool. Without an engine
+its part is skipped, with PYTEST_SANDBOX_REQUIRE it fails.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pytest_sandbox.runtimes.docker import DockerRuntime
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target
+from tests import ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +107,7 @@ def start(runtime: Runtime, spec: Callable[..., SandboxSpec]) -> Iterator[Callab
     systems: list[System] = []
 
     def begin(run: str = RUN, **values: Any) -> System:
-        systems.append(runtime.start(spec(**values), current_owner(run)))
+        systems.append(ahead.start(runtime, spec(**values), current_owner(run)))
         return systems[-1]
 
     yield begin
@@ -116,8 +118,7 @@ def start(runtime: Runtime, spec: Callable[..., SandboxSpec]) -> Iterator[Callab
 @pytest.fixture(scope="session")
 def system(runtime: Runtime, spec: Callable[..., SandboxSpec]) -> Iterator[System]:
     """One sandbox for all tests that leave it usable."""
-    found = runtime.start(
-        spec(env={"FROM_SPEC": "a b"}, timeout=900.0, pids=200), current_owner(RUN)
-    )
+    asked = spec(env={"FROM_SPEC": "a b"}, timeout=900.0, pids=200)
+    found = ahead.start(runtime, asked, current_owner(RUN))
     yield found
     found.close()
