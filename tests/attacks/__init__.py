@@ -1,0 +1,1 @@
+"""What untrusted code can do from inside a sandbox, over every launcher."""

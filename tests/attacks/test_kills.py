@@ -1,0 +1,34 @@
+"""SIGKILL to a launcher at any moment leaves no process of a sandbox.
+
+PYTEST_SANDBOX_TEST_KILLS is how often: few times by default, 300 to be sure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.conftest import OURS
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = int(os.environ.get("PYTEST_SANDBOX_TEST_KILLS") or 8)
+
+
+def test_no_process_survives_its_launcher(launcher: str, image: str):
+    if launcher not in OURS:
+        pytest.skip("an engine's own daemon starts its sandboxes")
+    seed = random.randrange(1 << 30)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.attacks.kills", launcher, image, str(ROUNDS), str(seed)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=30 + 5 * ROUNDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["survivors"] == [], f"seed {seed}"
+    assert told["met"] > 0, "there were sandboxes to survive"
