@@ -58,6 +58,16 @@ def read_usage(paths: GroupPaths) -> Usage:
     )
 
 
+def read_memory(paths: GroupPaths) -> dict[str, int | None]:
+    """`oom_kills` and `memory_peak` alone: what is asked of a sandbox that has ended."""
+    memory = paths.controllers.get("memory")
+    kills = _first(
+        _keyed(memory, "memory.events", "oom_kill"),
+        _keyed(memory, "memory.oom_control", "oom_kill"),
+    )
+    return {"oom_kills": kills, "memory_peak": _peak(memory)}
+
+
 def _peak(memory: Path | None) -> int | None:
     """v2: memory.peak came with Linux 5.19."""
     return _first(

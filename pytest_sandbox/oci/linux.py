@@ -9,7 +9,10 @@ import ctypes
 import os
 import struct
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
@@ -65,6 +68,9 @@ _CAPSET: Final = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION: Final = 0x20080522
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
 _CLONE3: Final = 435
 _CLOSE_RANGE: Final = 436
 _OPENAT2: Final = 437
@@ -201,6 +207,38 @@ def mount_setattr(
         ctypes.c_uint(flags),
         ctypes.byref(attributes),
         ctypes.c_size_t(32),
+    )
+
+
+def detached_mount(
+    kind: str, options: Iterable[tuple[str, str | None]], attributes: int = 0
+) -> int:
+    """fsopen(2), fsconfig(2) and fsmount(2): a new mount that is nowhere yet, as a descriptor.
+
+    `options` are in their order; one without a value is a flag. `attributes` are MOUNT_ATTR_*.
+    """
+    context = _syscall(_FSOPEN, ctypes.c_char_p(kind.encode()), ctypes.c_uint(1))
+    try:
+        for name, value in options:
+            text = None if value is None else value.encode()
+            command = 0 if value is None else 1  # FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING
+            _configure(context, command, name.encode(), text)
+        _configure(context, 6, None, None)  # FSCONFIG_CMD_CREATE
+        return _syscall(
+            _FSMOUNT, ctypes.c_int(context), ctypes.c_uint(1), ctypes.c_uint(attributes)
+        )
+    finally:
+        os.close(context)
+
+
+def _configure(context: int, command: int, name: bytes | None, value: bytes | None) -> None:
+    _syscall(
+        _FSCONFIG,
+        ctypes.c_int(context),
+        ctypes.c_uint(command),
+        ctypes.c_char_p(name),
+        ctypes.c_char_p(value),
+        ctypes.c_int(0),
     )
 
 

@@ -74,6 +74,20 @@ class Overlay:
             more = f",upperdir={top},workdir={room}{',volatile' if volatile else ''}"
             _mount(target, flags, layers, more)
 
+    def detached(self, lowers: Sequence[int], upper: int, work: int) -> int:
+        """As `mount` (volatile), but nowhere: the mount as a descriptor. The folders were opened in
+        this process's mount namespace. Raises OSError where the kernel's newer calls lack (Linux
+        6.8 names layers one by one).
+        """
+        check_number(lowers)
+        options: list[tuple[str, str | None]] = [
+            ("lowerdir+", str(layer)) for layer in reversed(lowers)
+        ]
+        options += [("upperdir", str(upper)), ("workdir", str(work)), ("userxattr", None)]
+        options += [("index", "off"), ("metacopy", "off"), ("volatile", None)]
+        with _names_are_descriptors():
+            return linux.detached_mount("overlay", options, linux.MOUNT_ATTR_NODEV)
+
     def unmount(self, target: str, work: int | None = None) -> None:
         """See Snapshotter.unmount."""
         linux.umount(target, linux.MNT_DETACH)
@@ -91,10 +105,17 @@ def _mount(target: str, flags: int, layers: Sequence[int], more: str) -> None:
     if len(data) > _PAGE:
         what = f"the names of {len(layers)} layers are longer than a page"
         raise SnapshotterFailed(what, blame=Blame.HOST, next_step="close unused descriptors")
+    with _names_are_descriptors():
+        linux.mount("overlay", target, "overlay", flags, data)
+
+
+@contextlib.contextmanager
+def _names_are_descriptors() -> Iterator[None]:
+    """The current folder is one where a descriptor's number is a path."""
     before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.chdir("/proc/self/fd")  # where a descriptor's number is a path
-        linux.mount("overlay", target, "overlay", flags, data)
+        os.chdir("/proc/self/fd")
+        yield
     finally:
         os.fchdir(before)
         os.close(before)

@@ -185,7 +185,7 @@ class Supervisor:
         """Have a job done, by a worker that waits or by a fork. Raises OSError."""
         message["word"] = "done" if noted.follows is None else "gone"
         repeatable = hasattr(job, "repeatable") and message.get("where") != "mapped"
-        while repeatable and (worker := self._pool.take()) is not None:
+        while repeatable and (worker := self._pool.take(message["job"])) is not None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 worker.give(message, reply, fds)
                 self._jobs[worker.pid] = noted
@@ -196,6 +196,7 @@ class Supervisor:
         mine, theirs = messages.pair()
         with theirs:
             worker = Worker(mine)
+            worker.job = message["job"]
             worker.pid = self._fork(message, fds, reply, noted, theirs)
         self._selector.register(mine, selectors.EVENT_READ, ("worker", worker))
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _IDLE: Final = 16
 """So many wait for work at most."""
-_MOMENT: Final = 0.005
-"""Seconds without a job after which a worker has time for what was put off."""
 _PATIENCE: Final = 5.0
 """Seconds that one waits for work before it goes."""
 
@@ -34,10 +32,13 @@ class Worker:
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
         self.pid = 0
+        self.job = ""
+        """What it did last: what that needs is warm, or made ahead."""
         self.since = 0.0
 
     def give(self, message: dict[str, Any], reply: socket.socket, fds: Sequence[int]) -> None:
         """Give it a job. Raises OSError where it is gone."""
+        self.job = message["job"]
         messages.send(self.channel, message, [reply.fileno(), *fds])
 
 
@@ -47,9 +48,13 @@ class Pool:
     def __init__(self) -> None:
         self._idle: list[Worker] = []
 
-    def take(self) -> Worker | None:
-        """The one that worked last: its memory is warm."""
-        return self._idle.pop() if self._idle else None
+    def take(self, job: str) -> Worker | None:
+        """The one that did this job last; None where none has, or all that have are at work."""
+        for worker in reversed(self._idle):
+            if worker.job == job:
+                self._idle.remove(worker)
+                return worker
+        return None
 
     def put(self, worker: Worker) -> bool:
         """Let it wait; False where there are enough."""
@@ -113,8 +118,9 @@ def work(
 
 def _rest(channel: socket.socket) -> None:
     """Use a moment without work for what a job has put off."""
-    while (task := jobs.rest()) is not None:
-        if select.select([channel], [], [], _MOMENT)[0]:
-            jobs.put_off(task)
+    while (found := jobs.rest()) is not None:
+        task, seconds = found
+        if select.select([channel], [], [], seconds)[0]:
+            jobs.put_off(task, seconds)
             return
         task()

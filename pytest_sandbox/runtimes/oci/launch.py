@@ -11,20 +11,23 @@ import contextlib
 import os
 import shutil
 import stat
-from functools import cache
+from collections import OrderedDict
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.errors import RuntimeUnavailable, UsageError
 from pytest_sandbox.oci import cgroup_usage, cgroups, etc_files, linux
 from pytest_sandbox.oci.config import parse_image_config
 from pytest_sandbox.oci.ids import Range
 from pytest_sandbox.oci.snapshots.base import find_snapshotter
+from pytest_sandbox.oci.snapshots.overlay import Overlay
 from pytest_sandbox.oci.spec import process, seccomp
 from pytest_sandbox.oci.spec.generate import Overrides, generate
 from pytest_sandbox.oci.spec.mounts import Bind
 from pytest_sandbox.oci.spec.resources import ResourceLimits
 from pytest_sandbox.oci.spec.root import Prepared, prepare_root, root_request
+from pytest_sandbox.oci.spec.seccomp import kernel_version
 from pytest_sandbox.oci.supervisor.jobs import repeatable
 from pytest_sandbox.runtimes import hold
 from pytest_sandbox.runtimes.oci import weak
@@ -77,6 +80,20 @@ def start(call: Call) -> dict[str, Any]:
         raise
 
 
+class _Known(NamedTuple):
+    """What is the same for all starts of one kind."""
+
+    spec: dict[str, Any]
+    prepared: Prepared
+    shell: bool
+    texts: Mapping[str, str]
+    launcher: dict[str, Any]
+
+
+_MOST_KNOWN: Final = 64
+_KNOWN: OrderedDict[str, _Known] = OrderedDict()
+
+
 class _Launch:
     """One start, step by step."""
 
@@ -87,19 +104,21 @@ class _Launch:
         self._rootfs = self._place / "rootfs"
         self._launcher = _launcher(order, call.room)
         self._watched = False
-        self._config: ImageConfig = parse_image_config(order.config)
+        # What lies in a room of its own costs a mount or two.
+        self._light = (
+            self._launcher.brings_init and order.network != "bridge" and not order.mounts
+        )
+        self._tree = -1
+        self._texts: dict[str, str] = {}
         self._notes: list[str] = []
 
     def run(self) -> dict[str, Any]:
-        order, call = self._order, self._call
-        self._place.mkdir(mode=0o711)
-        (self._place / "mounts").mkdir(mode=0o711)
-        # Its own: the sandbox may write its /etc/hosts, and fill what that lies on.
-        (self._place / "etc").mkdir(mode=0o711)
-        options = "mode=0711,size=1m,nr_inodes=64"
-        flags = linux.MS_NOSUID | linux.MS_NODEV
-        linux.mount("tmpfs", self._place / "etc", "tmpfs", flags, options)
+        order = self._order
+        if not self._light:
+            self._make_place()
         self._mount_root()
+        if (known := self._known()) is not None:
+            return self._start(*known)
         binds = [self._bind(index, mount) for index, mount in enumerate(order.mounts)]
         etc = etc_files.engine_binds(str(self._place / "etc"))
         request = root_request(
@@ -117,6 +136,29 @@ class _Launch:
         if order.tty and all(order.size):
             rows, columns = order.size
             spec["process"]["consoleSize"] = {"height": rows, "width": columns}
+        known = _Known(spec, prepared, told["shell"], self._texts, {})
+        if self._light and order.kind:
+            _KNOWN[order.kind] = known
+            while len(_KNOWN) > _MOST_KNOWN:
+                _KNOWN.popitem(last=False)
+        return self._start(*known)
+
+    def _known(self) -> _Known | None:
+        """What an earlier start of the same kind has found out."""
+        if not (self._light and self._order.kind in _KNOWN):
+            return None
+        return _KNOWN[self._order.kind]
+
+    def _start(
+        self,
+        spec: dict[str, Any],
+        prepared: Prepared,
+        shell: bool,
+        texts: Mapping[str, str],
+        known: dict[str, Any],
+    ) -> dict[str, Any]:
+        order, call = self._order, self._call
+        user = prepared.user.to_json()
         bundle = Bundle(
             order.id,
             self._place,
@@ -124,9 +166,15 @@ class _Launch:
             spec,
             tuple(call.fds[:3]),
             serve=order.hold,
-            user=prepared.user.to_json(),
+            tree=self._tree,
+            texts=texts,
+            known=known,
+            user=user,
         )
-        pid = self._launcher.create(call, bundle)
+        try:
+            pid = self._launcher.create(call, bundle)
+        finally:
+            self._close_tree()
         companions: list[int] = []
         ports: list[str] = []
         # What they leave running would be a child of a worker.
@@ -145,7 +193,7 @@ class _Launch:
         self._watched = True
         status = self._launcher.start()
         if status and order.check:
-            return {"refused": status, "program": told["program"]}
+            return {"refused": status, "program": spec["process"]["args"][0]}
         if status:
             what = "not there" if status == 127 else "not executable"
             msg = f"the sandbox cannot be started: {spec['process']['args'][0]} is {what}"
@@ -155,8 +203,8 @@ class _Launch:
             "group": self._launcher.group,
             "env": spec["process"]["env"],
             "created": list(prepared.created),
-            "shell": told["shell"],
-            "user": prepared.user.to_json(),
+            "shell": shell,
+            "user": user,
             "ports": ports,
             "stop_signal": spec["annotations"].get("org.opencontainers.image.stopSignal", ""),
             "notes": self._notes,
@@ -179,6 +227,7 @@ class _Launch:
     def undo(self) -> None:
         """Nothing of a start that failed is left."""
         self._launcher.undo()
+        self._close_tree()
         if not self._watched:
             with contextlib.suppress(Exception):
                 clear_away(self._call.room, self._rest())
@@ -188,6 +237,24 @@ class _Launch:
                 Path(note).unlink(missing_ok=True)
 
     # --- the root file system ---------------------------------------------------------------
+
+    @cached_property
+    def _config(self) -> ImageConfig:
+        return parse_image_config(self._order.config)
+
+    def _make_place(self) -> None:
+        self._place.mkdir(mode=0o711)
+        (self._place / "mounts").mkdir(mode=0o711)
+        # Its own: the sandbox may write its /etc/hosts, and fill what that lies on.
+        (self._place / "etc").mkdir(mode=0o711)
+        options = "mode=0711,size=1m,nr_inodes=64"
+        flags = linux.MS_NOSUID | linux.MS_NODEV
+        linux.mount("tmpfs", self._place / "etc", "tmpfs", flags, options)
+
+    def _close_tree(self) -> None:
+        if self._tree >= 0:
+            os.close(self._tree)
+            self._tree = -1
 
     def _mount_root(self) -> None:
         order = self._order
@@ -199,7 +266,6 @@ class _Launch:
                 part.mkdir(mode=0o755)
                 if self._call.ids is not None:
                     os.chown(part, order.uids[0][1], order.gids[0][1])
-        self._rootfs.mkdir(mode=0o755)
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         lowers = [os.open(layer, flags) for layer in order.layers]
         two = [os.open(part, flags) for part in (upper, work)]
@@ -210,7 +276,16 @@ class _Launch:
                     snapshotter.prepare(lowers, two[0])
                 else:
                     self._call.mapped(lambda: _prepared(snapshotter, lowers, two[0]))
+            if self._light and isinstance(snapshotter, Overlay) and _new_mounts():
+                self._tree = snapshotter.detached(lowers, two[0], two[1])
+                return
+            self._rootfs.mkdir(mode=0o755, parents=True)
+            self._place.chmod(0o711)
             snapshotter.mount(lowers, two[0], two[1], str(self._rootfs), volatile=True)
+            if self._light:
+                flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
+                self._tree = linux.open_tree(-100, self._rootfs, flags)
+                linux.umount(self._rootfs, linux.MNT_DETACH)
         finally:
             for descriptor in (*lowers, *two):
                 os.close(descriptor)
@@ -218,7 +293,11 @@ class _Launch:
     def _look(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Make what mounts need, and look at what is there."""
         order = self._order
-        root = os.open(self._rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        if self._tree >= 0:
+            root = os.open(".", flags, dir_fd=self._tree)
+        else:
+            root = os.open(self._rootfs, flags)
         owner = (order.uids[0][1], order.gids[0][1]) if self._call.ids is not None else None
         prepared = prepare_root(root, request, owner)
         told: dict[str, Any] = {"prepared": prepared}
@@ -298,7 +377,13 @@ class _Launch:
         owner = None
         if self._call.ids is not None:
             owner = (order.uids[0][1], order.gids[0][1])
-        etc_files.write_files(etc, texts, owner)
+        if self._light:
+            name = "{}/{}".format
+            self._texts = {
+                name(etc, path.rpartition("/")[2]): text for path, text in texts.items()
+            }
+        else:
+            etc_files.write_files(etc, texts, owner)
         binds = etc_files.account_binds(str(etc), prepared.missing)
         if order.init and not self._launcher.brings_init:
             binds.append(Bind.of(order.init, INIT))
@@ -411,16 +496,16 @@ def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
     usage: dict[str, Any] = {}
     if not args["rootless"] and args["group"]:  # none was made yet
         paths = _cgroups().below(args["cgroups_base"]).paths(args["group"])
-        found = cgroup_usage.read_usage(paths)
-        usage = {name: getattr(found, name) for name in ("oom_kills", "memory_peak")}
+        usage = cgroup_usage.read_memory(paths)
         if cgroups.remove(paths, wait=0):  # something is in it yet
             cgroups.kill(paths)
             cgroups.remove(paths)
-    for mounted in [*sorted((place / "mounts").glob("*")), place / "etc", place / "rootfs"]:
-        with contextlib.suppress(OSError):
-            linux.umount(mounted, linux.MNT_DETACH)
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.rmtree(Path(room, "states", args["id"]), ignore_errors=True)
+    if place.exists():
+        for mounted in [*sorted((place / "mounts").glob("*")), place / "etc", place / "rootfs"]:
+            with contextlib.suppress(OSError):
+                linux.umount(mounted, linux.MNT_DETACH)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(Path(room, "states", args["id"]), ignore_errors=True)
     return usage
 
 
@@ -434,6 +519,12 @@ def _launcher(order: Order, room: str) -> Launcher:
 def _prepared(snapshotter: Snapshotter, lowers: list[int], upper: int) -> dict[str, Any]:
     snapshotter.prepare(lowers, upper)
     return {}
+
+
+@cache
+def _new_mounts() -> bool:
+    """Whether an overlay can be mounted nowhere (Linux 6.8, see Overlay.detached)."""
+    return kernel_version(os.uname().release) >= (6, 8)
 
 
 @cache

@@ -54,6 +54,10 @@ class Machine:
         """CPUs that this process may use."""
         return len(os.sched_getaffinity(0))
 
+    def folder(self, name: str) -> str:
+        """Where the files of the sandbox `name` are."""
+        return str(self.store.root / "sandboxes" / name)
+
     def order(self, image: Image, name: str, **values: Any) -> Order:
         """An Order for one sandbox from an image of the store."""
         ids = self.supervisor.ids
@@ -63,7 +67,7 @@ class Machine:
             init=str(self.init.path),
             snapshotter=self.snapshotter,
             layers=tuple(str(self.store.layer(key).diff) for key in image.keys),
-            folder=str(self.store.root / "sandboxes" / name),
+            folder=self.folder(name),
             config=dict(image.config),
             uids=tuple((r.inside, r.outside, r.size) for r in ids.uids),
             gids=tuple((r.inside, r.outside, r.size) for r in ids.gids),

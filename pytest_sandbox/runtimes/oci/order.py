@@ -5,6 +5,8 @@ Named tuples: a short command pays for every class that is made.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +88,8 @@ class Order(NamedTuple):
     """The record goes at the end, too."""
     launcher: str = "engine"
     """`direct` for our own launcher; else `engine` is asked."""
+    kind: str = ""
+    """Orders of one kind (not empty) differ in `id`, `folder` and `notes` alone."""
     filters: str = ""
     """Where that keeps compiled filters."""
     upper: str = ""
@@ -99,6 +103,11 @@ class Order(NamedTuple):
             "limits": self.limits._asdict(),
             "tmpfs": dict(self.tmpfs),
         }
+
+    def digest(self) -> str:
+        """What all orders of its kind have in common, as a hash."""
+        plain = self._replace(id="", folder="", notes=(), kind="").document()
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Order:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 _START: Final = "pytest_sandbox.runtimes.oci.launch:start"
 _HOSTNAME: Final = "sandbox"
+_KEPT: Final = 16
+"""Orders of so many kinds are kept."""
 _OVERHEAD: Final = 3
 """Init, the control shell and one worker do not count against the limit of processes (process 1
 alone where that runs the commands).
@@ -87,6 +89,7 @@ class OciRuntime:
         self._machine: Machine | None = None
         self._systems: set[LiveSystem] = set()
         self._numbers = itertools.count(1)
+        self._orders: list[tuple[SandboxSpec, tuple[str, ...], str, Order]] = []
         self._folder = RunFolder()
         self._owner: Owner | None = None
 
@@ -238,7 +241,13 @@ class OciRuntime:
         name = f"ps-{word}-{owner.pid}-{number}-{secrets.token_hex(3)}"
         direct = self.machine.launcher == "direct"
         folder = self._folder.make(owner, name) if self.fast_path and not direct else None
-        order = self._order(spec, image, name, folder)
+        order = self._like_before(spec, image, name) if direct else None
+        if order is None:
+            order = self._order(spec, image, name, folder)
+            if direct and not spec.mounts:
+                order = order._replace(kind=order.digest())
+                self._orders.append((spec, image.keys, image.digest, order))
+                del self._orders[:-_KEPT]
         try:
             system = self._start(spec, order, folder, owner)
         except BaseException:
@@ -248,6 +257,18 @@ class OciRuntime:
         with self._lock:
             self._systems.add(system)
         return system
+
+    def _like_before(self, spec: SandboxSpec, image: Image, name: str) -> Order | None:
+        """The order of an earlier sandbox of the same kind, for a new one."""
+        for before, keys, digest, order in self._orders:
+            if (keys, digest) == (image.keys, image.digest) and before == spec:
+                return order._replace(
+                    id=name, folder=self.machine.folder(name), notes=self._notes(name)
+                )
+        return None
+
+    def _notes(self, name: str) -> tuple[str, ...]:
+        return (str(self._root / "owners" / name), str(self._root / "uses" / f"{name}.json"))
 
     def _order(self, spec: SandboxSpec, image: Image, name: str, folder: Path | None) -> Order:
         machine = self.machine
@@ -272,10 +293,7 @@ class OciRuntime:
                 weak=machine.weak,
             ),
             hold=True,
-            notes=(
-                str(self._root / "owners" / name),
-                str(self._root / "uses" / f"{name}.json"),
-            ),
+            notes=self._notes(name),
         )
 
     def _start(

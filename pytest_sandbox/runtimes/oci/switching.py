@@ -44,6 +44,7 @@ def switch(call: Call) -> dict[str, Any]:
             part.mkdir(mode=0o755)
             if call.ids is not None:
                 os.chown(part, *args["owner"])
+        place.mkdir(mode=0o711, exist_ok=True)
         fresh.mkdir(mode=0o755)
         tree = _mount(args, parts, fresh)
         mounts = _children(Path(f"/proc/{args['pid']}/mountinfo").read_text(encoding="utf-8"))

@@ -11,8 +11,10 @@ import re
 import secrets
 import select
 import signal
+import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci import cgroups as groups
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.lifetimes import is_over, pid_namespace, started
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "ps-blank"
 _NAME: Final = re.compile(rf"{PREFIX}-([a-z0-9]+)-([0-9]+)-([0-9]+)-[0-9a-f]+")
+_WARM: Final = 0.015
+_attached: list[float] = []
+"""When this process did that last."""
 _SPACES: Final = (
     linux.CLONE_NEWUSER
     | linux.CLONE_NEWNS
@@ -63,7 +68,8 @@ class Blank:
 
 
 def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor: int) -> Blank:
-    """Make one; it goes on by itself while this returns. Raises OSError.
+    """Make one; it goes on by itself while this returns. Raises OSError; RuntimeUnavailable for a
+    limit that cannot be set.
 
     `supervisor` is a pidfd of the process that reaps it, and at whose end it ends; the caller is
     that one's child.
@@ -71,6 +77,7 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
     paths = None
     if cgroups is not None:
         paths = groups.make(cgroups, new_name(), controllers(cgroups))
+        _limit(paths, profile)
     group = -1
     if paths is not None and paths.unified is not None:
         # The supervisor's own view of the tree, which can be written to.
@@ -99,12 +106,29 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
             os.close(descriptor)
         if paths is not None:
             groups.attach(paths, pid)
+            _attached[:] = [time.monotonic()]
             _give_commands(paths, profile)
         mine.send(b"go")
     except BaseException:
         blank.throw_away()
         raise
     return blank
+
+
+def _limit(paths: GroupPaths, profile: Profile) -> None:
+    try:
+        groups.limit(paths, **profile.limits)  # type: ignore[arg-type]
+    except OSError as wrong:
+        groups.remove(paths)
+        msg = f"a limit cannot be set: {wrong}"
+        raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor") from wrong
+
+
+def is_warm() -> bool:
+    """Whether a process was put into a cgroup a moment ago. The next one is quick then; after some
+    idling the kernel waits about 10 ms, and whatever else has to do with cgroups waits along.
+    """
+    return bool(_attached) and time.monotonic() - _attached[0] < _WARM
 
 
 def new_name() -> str:

@@ -8,11 +8,10 @@ import stat
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_sandbox.errors import RuntimeUnavailable
-from pytest_sandbox.oci import cgroups as groups
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import at_end, rebuild
-from pytest_sandbox.runtimes.oci.launchers.direct.blank import make_blank
+from pytest_sandbox.runtimes.oci.launchers.direct.blank import is_warm, make_blank
 from pytest_sandbox.runtimes.oci.launchers.direct.profile import is_system, profile_of
 
 if TYPE_CHECKING:
@@ -37,6 +36,11 @@ _ATTRIBUTES: Final = {
 }
 
 _PROCESS: Final = ("user", "capabilities", "rlimits", "noNewPrivileges")
+
+_LATER: Final = 0.015
+"""Seconds: a blank that the kernel takes its time for is made when the sandbox's first command is
+likely to be over; while it waits, it keeps commands from their own cgroup.
+"""
 
 _ahead: list[Blank] = []
 """The blank that this worker has made ahead, if any."""
@@ -65,10 +69,13 @@ class DirectLauncher:
 
     def create(self, call: Call, bundle: Bundle) -> int:
         self._call, self._bundle = call, bundle
-        profile = profile_of(bundle.spec, self._cgroups, self._filters)
+        known = {} if bundle.known is None else bundle.known
+        again = "profile" in known
+        if not again:
+            known["profile"] = profile_of(bundle.spec, self._cgroups, self._filters)
+        profile: Profile = known["profile"]
         self._blank = blank = _take(profile) or self._make(profile, call.room)
         self.group = blank.group
-        self._limit(blank, bundle.spec["linux"].get("resources", {}))
         process = bundle.spec["process"]
         order = {
             "hostname": bundle.spec.get("hostname", ""),
@@ -78,10 +85,10 @@ class DirectLauncher:
             "guarded": call.ids is not None,
         }
         mine, theirs = messages.pair()
-        trees = [linux.open_tree(_HERE, bundle.spec["root"]["path"], _tree_flags())]
+        trees = [_root(bundle)]
         try:
             own = [one for one in bundle.spec["mounts"] if not is_system(one)]
-            order["mounts"] = [_mount(one, trees) for one in own]
+            order["mounts"] = [_mount(one, trees, bundle.texts) for one in own]
             messages.send(blank.end, order, [trees[0], theirs.fileno(), *trees[1:]])
         except OSError as wrong:
             mine.close()
@@ -91,9 +98,7 @@ class DirectLauncher:
             for tree in trees:
                 os.close(tree)
         self._control = mine
-        # From here on the sandbox alone holds its root.
-        linux.umount(bundle.spec["root"]["path"], linux.MNT_DETACH)
-        _await(blank)
+        _await(blank, "settled" if again else "confined")
         if not bundle.serve:
             self._main = {
                 "main": True,
@@ -103,7 +108,8 @@ class DirectLauncher:
                 "user": "",
             }
         if self._make_ahead:
-            call.when_idle(lambda: self._ahead(profile, call.room))
+            wait = 0.0 if is_warm() else _LATER
+            call.when_idle(lambda: self._ahead(profile, call.room), wait)
         return blank.pid
 
     def start(self) -> int:
@@ -137,21 +143,6 @@ class DirectLauncher:
         with contextlib.suppress(OSError):  # the next start makes its own, and says what is wrong
             _ahead.append(self._make(profile, room))
 
-    def _limit(self, blank: Blank, resources: Mapping[str, Any]) -> None:
-        if blank.paths is None:
-            return
-        cpu = resources.get("cpu")
-        try:
-            groups.limit(
-                blank.paths,
-                memory=resources.get("memory", {}).get("limit"),
-                pids=resources.get("pids", {}).get("limit"),
-                cpus=cpu["quota"] / cpu["period"] if cpu else None,
-            )
-        except OSError as wrong:
-            msg = f"a limit cannot be set: {wrong}"
-            raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor") from wrong
-
 
 @at_end
 def let_go() -> None:
@@ -172,8 +163,11 @@ def _supervisor() -> int:
     return _parent[0]
 
 
-def _await(blank: Blank) -> None:
-    """Wait until the sandbox has its root. Raises what went wrong in it."""
+def _await(blank: Blank, word: str) -> None:
+    """Wait until the sandbox says so: that it has its root (`settled`), or has given up all that it
+    must not have, too (`confined`). It does that in any case before its first command. Raises what
+    went wrong in it.
+    """
     blank.end.settimeout(_PATIENCE)
     try:
         while True:
@@ -185,7 +179,7 @@ def _await(blank: Blank) -> None:
                 if isinstance(error, OSError):
                     _fail(f"the sandbox could not be made: {error}", error)
                 raise error
-            if "settled" in received[0]:
+            if word in received[0]:
                 return
     except TimeoutError as wrong:
         _fail(f"the sandbox was not made within {_PATIENCE:g} s", wrong)
@@ -196,11 +190,25 @@ def _fail(what: str, cause: BaseException | None = None) -> NoReturn:
     raise RuntimeUnavailable(what, next_step=step) from cause
 
 
-def _mount(mount: Mapping[str, Any], trees: list[int]) -> dict[str, Any]:
+def _root(bundle: Bundle) -> int:
+    """The root's tree. From here on nothing but it holds the mount."""
+    if bundle.tree >= 0:
+        return os.dup(bundle.tree)
+    path = bundle.spec["root"]["path"]
+    tree = linux.open_tree(_HERE, path, _tree_flags())
+    linux.umount(path, linux.MNT_DETACH)
+    return tree
+
+
+def _mount(
+    mount: Mapping[str, Any], trees: list[int], texts: Mapping[str, str]
+) -> dict[str, Any]:
     """A mount of the spec, as the sandbox is told; the tree of a bind is put behind `trees`."""
     told = {"destination": mount["destination"], "type": mount["type"], "folder": True}
     if mount["type"] != "bind":
         return {**told, "options": mount["options"]}
+    if mount["source"] in texts:
+        return {**told, "folder": False, "text": texts[mount["source"]]}
     options = mount["options"]
     tree = linux.open_tree(_HERE, mount["source"], _tree_flags(deep="rbind" in options))
     trees.append(tree)

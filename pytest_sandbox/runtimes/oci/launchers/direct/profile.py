@@ -58,6 +58,8 @@ class Profile(NamedTuple):
     """(name of the folder, options of mount(2)) of each hierarchy of control groups v1 to show."""
     unified: str
     """Where the v2 tree is shown: "unified" below the others, "." alone; empty for nowhere."""
+    limits: Mapping[str, float]
+    """Those of the group: keywords of cgroups.limit."""
     filter: bytes
     deny: bytes
     """The filter of each command on top of `filter`; empty for none."""
@@ -83,6 +85,7 @@ def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) 
         "gids": _ranges(linux["gidMappings"]),
         "hierarchies": names,
         "unified": unified,
+        "limits": _limits(linux.get("resources", {})) if cgroups is not None else {},
     }
     key = json.dumps([parts, hash(program)], sort_keys=True)
     return Profile(key=key, **parts, filter=program, deny=deny)
@@ -127,6 +130,17 @@ def _shown(cgroups: Cgroups | None) -> tuple[tuple[tuple[str, str], ...], str]:
         found.setdefault(cgroups.controllers[name].mount.name, []).append(name)
     shown = tuple((folder, ",".join(names)) for folder, names in found.items())
     return shown, "unified" if cgroups.unified else ""
+
+
+def _limits(resources: Mapping[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if "memory" in resources:
+        found["memory"] = resources["memory"]["limit"]
+    if "pids" in resources:
+        found["pids"] = resources["pids"]["limit"]
+    if "cpu" in resources:
+        found["cpus"] = resources["cpu"]["quota"] / resources["cpu"]["period"]
+    return found
 
 
 def _ranges(maps: Iterable[Mapping[str, int]]) -> tuple[tuple[int, int, int], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -11,7 +12,7 @@ from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.runtimes.oci.launchers.direct import privileges
 from pytest_sandbox.runtimes.oci.launchers.direct.agent import Agent
 from pytest_sandbox.runtimes.oci.launchers.direct.command import Confinement
-from pytest_sandbox.runtimes.oci.launchers.direct.staging import split, tops
+from pytest_sandbox.runtimes.oci.launchers.direct.staging import FILES, split, tops
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,8 +42,10 @@ def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> 
     process = order["process"]
     os.umask(process["user"].get("umask", 0o022))
     confinement = Confinement.of(process, order["user"], profile.deny)
-    privileges.confine_agent(process, profile.filter, guarded=order["guarded"])
     messages.send(channel, {"settled": True})
+    privileges.confine_agent(process, profile.filter, guarded=order["guarded"])
+    with contextlib.suppress(OSError):  # its maker may not wait for this
+        messages.send(channel, {"confined": True})
     channel.close()
     # The control channel, and the group of the v2 tree that commands are put below.
     linux.close_all_but([control, group])
@@ -62,7 +65,7 @@ def _take_root(
         linux.move_mount(_HERE, stage + path, target, "", linux.MOVE_MOUNT_T_EMPTY_PATH)
         os.close(target)
     left = iter(trees)
-    for mount in order["mounts"]:
+    for number, mount in enumerate(order["mounts"]):
         target = _place(root, mount["destination"], folder=mount["folder"])
         if mount["type"] == "tmpfs":
             source = f"{stage}/new"
@@ -70,6 +73,10 @@ def _take_root(
             flags, data = split(mount["options"])
             linux.mount("tmpfs", source, "tmpfs", flags, data)
             linux.move_mount(_HERE, source, target, "", linux.MOVE_MOUNT_T_EMPTY_PATH)
+        elif "text" in mount:
+            file = _write(f"{stage}/{FILES}/{number}", mount["text"])
+            linux.move_mount(file, "", target, "", _ATTACH)
+            os.close(file)
         else:
             linux.move_mount(next(left), "", target, "", _ATTACH)
         os.close(target)
@@ -83,6 +90,15 @@ def _take_root(
     os.chdir("/")
 
 
+def _write(path: str, text: str) -> int:
+    """A file of ours, as a mount that is nowhere yet."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    os.write(descriptor, text.encode("utf-8", "surrogateescape"))
+    os.close(descriptor)
+    return linux.open_tree(_HERE, path, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+
+
 def _place(root: int, path: str, *, folder: bool) -> int:
     """A mount point as a descriptor, made where it is missing; links are followed inside the root
     only (what is below /dev is made here, all else was looked at before the start).
@@ -94,12 +110,16 @@ def _place(root: int, path: str, *, folder: bool) -> int:
     except FileNotFoundError:
         parent, _, last = name.rpartition("/")
         holder = _place(root, parent, folder=True) if parent else os.dup(root)
+        before = os.fstat(holder)
         try:
             if folder:
                 os.mkdir(last, 0o755, dir_fd=holder)
             else:
                 made = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
                 os.close(os.open(last, made, 0o644, dir_fd=holder))
+            with contextlib.suppress(OSError):  # the time of the folder around it is a nicety
+                times = (before.st_atime_ns, before.st_mtime_ns)
+                os.utime(".", ns=times, dir_fd=holder)
             return linux.openat2(holder, last, flags, resolve=_INSIDE)
         finally:
             os.close(holder)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
-_HERE: Final = -100  # AT_FDCWD
+FILES: Final = "files"
+"""The folder of the stage for small files of ours, like /etc/hosts."""
 _FLAGS: Final = {
     "ro": linux.MS_RDONLY,
     "nosuid": linux.MS_NOSUID,
@@ -43,7 +44,10 @@ def stage(place: str, profile: Profile) -> None:
     """Make all of it below `place`, where a tmpfs is put. Raises OSError."""
     flags = linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("tmpfs", place, "tmpfs", flags, "mode=0755,size=1m")
-    os.mkdir(f"{place}/root", 0o755)  # noqa: PTH102
+    for name in ("root", FILES):
+        os.mkdir(f"{place}/{name}", 0o755)  # noqa: PTH102
+    # The sandbox may write them, and fill what they lie on.
+    linux.mount("tmpfs", f"{place}/{FILES}", "tmpfs", flags, "mode=0755,size=1m,nr_inodes=64")
     for entry in profile.mounts:
         _mount(place, entry, profile)
     for name, value in profile.sysctl.items():
