@@ -42,7 +42,7 @@ LIMITS = {LIBRARY: 1.3, LIBRARY_RUNC: 1.3, COMMAND: 5.0}
 AT_ONCE = 16
 SEVERAL = 100
 """So many containers are one turn when sixteen run at once."""
-ROUNDS, CROWDS = 40, 3
+ROUNDS, CROWDS = 40, 2
 
 
 def contests(given: argparse.Namespace) -> Iterator[Contest]:
@@ -60,7 +60,7 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
         single = interleave(turns, given.rounds or ROUNDS, warmup=2)
         yield _judged(Contest("containers: one that runs `true`, whole", single))
         many = {name: several(call) for name, call in turns.items()}
-        crowd = interleave(many, 1 if given.rounds else CROWDS, warmup=0 if given.rounds else 1)
+        crowd = interleave(many, 1 if given.rounds else CROWDS, warmup=0)
         contest = Contest(f"containers: {SEVERAL} that run `true`, {AT_ONCE} at once", crowd)
         left = sorted(left_over(field.data, keepers) - before)
         contest.notes += [f"left: {line}" for line in left[:20]]

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -147,13 +148,19 @@ def duration(seconds: float) -> str:
 
 
 def interleave(
-    candidates: Candidates, rounds: int, *, warmup: int = 1, pace: float = 0.0
+    candidates: Candidates,
+    rounds: int,
+    *,
+    warmup: int = 1,
+    pace: float = 0.0,
+    every: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
     """Call every candidate once a round; the seconds it gives, or the wall clock of the call.
 
     The order rotates, and after a turn of all of them it is reversed: what a candidate leaves to be
     done (a daemon that tidies up) falls on different ones. The first `warmup` rounds fill caches
-    and are not counted. Before each turn `pace` seconds pass idly.
+    and are not counted. Before each turn `pace` seconds pass idly. A candidate of `every` takes
+    its turn in every so manieth round alone: one that takes long.
     """
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -161,6 +168,8 @@ def interleave(
         shift = number % len(names)
         order = names[shift:] + names[:shift]
         for name in order[::-1] if number // len(names) % 2 else order:
+            if number % every.get(name, 1):
+                continue
             if pace:
                 time.sleep(pace)
             began = time.perf_counter()

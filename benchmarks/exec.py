@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SPAWN, SPAWN_READ = "posix_spawn on the host (the limit)", "the same, its output read"
 RUNC_EXEC, NSENTER = "runc exec", "nsenter"
-ROUNDS, OTHERS, BOMBS = 150, 25, 8
+ROUNDS, OTHERS, BOMBS = 100, 20, 8
 MOST, LEAST_RUNC, LEAST_SDK = 1.5, 25.0, 50.0
 BOMB = r"""
 my $made = 1;

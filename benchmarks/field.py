@@ -70,10 +70,7 @@ class Field:
         from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 
         if candidate not in self._runtimes:
-            try:  # XXX until the launchers are there
-                made = OciRuntime(environ=self.environ, launcher=LAUNCHERS[candidate])
-            except TypeError:
-                made = OciRuntime(environ=self.environ)
+            made = OciRuntime(environ=self.environ, launcher=LAUNCHERS[candidate])
             self._runtimes[candidate] = made
             self.stack.callback(made.close)
         return self._runtimes[candidate]

@@ -35,7 +35,7 @@ print("MODULES", json.dumps([int(status), sorted({name.split(".")[0] for name in
 def contests(given: argparse.Namespace) -> Iterator[Contest]:
     """One contest: whole processes of pytest on one passing test."""
     with tempfile.TemporaryDirectory(prefix="bench-startup-") as temp:
-        yield _contest(Path(temp), given.rounds or 30)
+        yield _contest(Path(temp), given.rounds or 20)
 
 
 def _contest(temp: Path, rounds: int) -> Contest:

@@ -42,6 +42,8 @@ _FIELDS: Final = (
     "synced",
     "blob",
 )
+_KNOWN: Final = 1024
+"""More layers than this are not remembered."""
 _SETTLED: Final = 60.0
 """After so many seconds the kernel has begun to write a layer by itself, and waiting is short."""
 
@@ -106,6 +108,7 @@ class Layers:
         self._caller = caller
         self._flavour = flavour
         self._syncing = threading.Lock()
+        self._known: dict[str, tuple[tuple[int, int, int], Layer]] = {}
 
     def folder(self, key: str) -> Path:
         """The folder of a layer, whether it is there or not. Raises UsageError for no key."""
@@ -141,7 +144,29 @@ class Layers:
         return layer
 
     def record(self, key: str) -> Layer | None:
-        """What layer.json says, whether the layer can be used now or not."""
+        """What layer.json says, whether the layer can be used now or not.
+
+        It is always put in place whole, by renaming: one with the same number, time and size was
+        read already. A sandbox of many layers asks for each of them at every start.
+        """
+        known = self._known.get(key)
+        place = f"{self._folder}/{key}" if known is not None else self.folder(key)
+        try:
+            seen = os.stat(f"{place}/layer.json")  # noqa: PTH116 - for speed
+        except OSError:
+            self._known.pop(key, None)
+            return None
+        mark = (seen.st_ino, seen.st_mtime_ns, seen.st_size)
+        if known is not None and known[0] == mark:
+            return known[1]
+        layer = self._read(key)
+        if len(self._known) >= _KNOWN:
+            self._known.clear()
+        if layer is not None:
+            self._known[key] = (mark, layer)
+        return layer
+
+    def _read(self, key: str) -> Layer | None:
         folder = self.folder(key)
         found = read_json(folder / "layer.json")
         if found is None or found.get("format") != 1:
