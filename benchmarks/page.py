@@ -64,7 +64,9 @@ def public(text: str) -> str:
 def section(contest: Contest, name: str) -> str:
     """One contest as a heading, a table, its notes and its bars."""
     title = contest.title.removeprefix(f"{name}: ")
-    lines = [f"### {title[:1].upper()}{title[1:]}", ""]
+    first = title.split(maxsplit=1)[0]
+    heading = f"{title[:1].upper()}{title[1:]}" if first.isalpha() else title
+    lines = [f"### {heading}", ""]
     if contest.samples:
         lines += ["| | median | p95 | against ours | turns |", "|---|---:|---:|---:|---:|"]
     for candidate, found in contest.samples.items():
