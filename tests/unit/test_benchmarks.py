@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +28,14 @@ def test_runs_as_a_module_and_as_a_file(words: list[str]):
     assert "--rounds" in done.stdout
 
 
-def test_without_a_corpus_there_is_nothing_to_collect():
-    env = {key: text for key, text in os.environ.items() if key != "PYTEST_SANDBOX_CORPUS"}
-    argv = [sys.executable, "-m", "benchmarks", "collect"]
-    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "PYTEST_SANDBOX_CORPUS" in done.stderr
+def test_without_a_corpus_there_are_copies_of_the_shipped_recipes(tmp_path: Path):
+    from benchmarks.collect import COPIES, RECIPES, copies
+    from pytest_sandbox.recipes.load import load_recipe
+
+    found = sorted(copies(tmp_path).iterdir())
+    assert len(found) == COPIES * len(list(RECIPES.glob("*.toml")))
+    some = found[:: COPIES // 2]
+    assert [load_recipe(path).name for path in some] == [path.stem for path in some]
 
 
 def test_arguments():

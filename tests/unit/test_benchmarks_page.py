@@ -52,17 +52,9 @@ def test_a_section_tells_medians_bars_and_who_did_not_take_part():
     assert "- podman: did not take part: no podman on PATH" in text
 
 
-def test_no_figure_holds_no_bar():
-    assert not Bar("nothing was measured", float("nan"), 1.0).held
-    assert not Bar("nothing was measured", float("nan"), 1.0, least=True).held
-
-
-def test_turns_rotate_and_a_slow_one_takes_few():
-    order: list[str] = []
-    calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = interleave(calls, 6, every={"c": 3})
+def test_a_slow_one_takes_few_turns():
+    found = interleave({name: lambda: 1.0 for name in "abc"}, 6, every={"c": 3})
     assert [len(found[name]) for name in "abc"] == [6, 6, 2]
-    assert order[0] != order[2]
 
 
 @pytest.mark.parametrize(
