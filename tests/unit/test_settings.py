@@ -40,6 +40,8 @@ def test_numbers_are_finite(key, value):
         ("cpus", "0", "not above zero"),
         ("timeout", "-3", "not above zero"),
         ("pids", "1.5", "is no whole number"),
+        ("pool", "-1", "is no whole number"),
+        ("pool", "few", "is no whole number"),
         ("pids", "inf", "is no whole number"),
         ("memory", "much", "is no size"),
         ("network", "lan", "use one of none, bridge, host"),
@@ -56,6 +58,12 @@ def test_values_that_are_refused(key, value, wrong):
 
 def test_a_great_whole_number_is_a_number():
     assert read({"pids": "1" + "0" * 400}).pids == 10**400
+
+
+def test_no_pool_can_be_asked_for_everywhere():
+    for sources in (({"pool": "0"},), ({}, {"PYTEST_SANDBOX_POOL": "0"}), ({}, {}, {"pool": 0})):
+        assert read(*sources).pool == 0
+    assert read().pool == 8
 
 
 @pytest.mark.parametrize(
