@@ -29,7 +29,8 @@ def cli_settings(**options: Any) -> Settings:
     """The settings as a run in this folder would have them; `options` win. Raises UsageError."""
     from pytest_sandbox.settings import read_settings
 
-    ini = _project_table(Path.cwd())
+    here = _here()
+    ini = {} if here is None else _project_table(here)
     # Most verbs need no engine, and the project's own plugins may know more names than we do.
     return read_settings(
         options.get,
@@ -51,9 +52,18 @@ def chosen_settings(options: Mapping[str, Any], keys: Collection[str]) -> Settin
     return cli_settings(**given)
 
 
+def _here() -> Path | None:
+    """The current folder; None where somebody removed it: then there is no project around it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
+
+
 def _mentioned(names: Collection[str]) -> bool:
     """Whether a file that pytest might read says something of these ini keys."""
-    for file in _candidates(Path.cwd()):
+    here = _here()
+    for file in () if here is None else _candidates(here):
         with contextlib.suppress(OSError):
             text = Path(file).read_bytes()
             if b"sandbox_" in text and any(name.encode() in text for name in names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.cli.containers import (
     command_words,
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.oci.containers.request import Request
     from pytest_sandbox.runtimes.oci.order import MountOrder
     from pytest_sandbox.settings import Settings
+
+
+_DEVICES: Final = frozenset(
+    f"/dev/{name}"
+    for name in (
+        "null zero full random urandom tty console ptmx pts fd stdin stdout stderr core".split()
+    )
+)
+"""What the engine makes in /dev (OCI runtime-spec, config-linux: default devices, symlinks)."""
 
 
 def perform(options: dict[str, Any]) -> int:
@@ -201,11 +210,28 @@ def _mount(text: str) -> MountOrder:
     if not target.startswith("/"):
         msg = f"-v {text!r}: the target {target!r} is not absolute"
         raise UsageError(msg, next_step="write SOURCE:TARGET[:ro] with a target from / on")
-    path = os.path.abspath(source)  # noqa: PTH100 - keeps symlinks, as a mount does
+    try:
+        path = os.path.abspath(source)  # noqa: PTH100 - keeps symlinks, as a mount does
+    except FileNotFoundError:
+        msg = f"-v {text!r}: the current folder was removed"
+        raise UsageError(msg, next_step="name the source from / on") from None
     if not os.path.exists(path):  # noqa: PTH110
         msg = f"-v {text!r}: {path} does not exist"
         raise UsageError(msg, next_step="name a file or folder that is there")
-    return MountOrder(path, check_target(target), read_only=mode == "ro")
+    inside = check_target(target)
+    if inside.startswith("/dev"):
+        _check_devices(text, path, inside)
+    return MountOrder(path, inside, read_only=mode == "ro")
+
+
+def _check_devices(text: str, source: str, target: str) -> None:
+    """What is mounted over /dev brings the devices; single ones are the sandbox's own."""
+    if target == "/dev" and not os.path.exists(f"{source}/null"):  # noqa: PTH110
+        msg = f"-v {text!r}: {source} has no devices, without which nothing runs"
+        raise UsageError(msg, next_step="choose a folder of its own, like /mnt")
+    if target in _DEVICES:
+        msg = f"-v {text!r}: the sandbox makes {target} itself"
+        raise UsageError(msg, next_step="choose another target")
 
 
 def _tmpfs(text: str) -> tuple[str, int]:

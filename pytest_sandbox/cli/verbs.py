@@ -51,3 +51,7 @@ def main() -> None:
         if wrong.details:
             click.echo(wrong.details, err=True)
         sys.exit(1)
+    except OSError as wrong:
+        where = f": {wrong.filename}" if wrong.filename else ""
+        click.echo(f"pytest-sandbox: {wrong.strerror or wrong}{where}", err=True)
+        sys.exit(1)

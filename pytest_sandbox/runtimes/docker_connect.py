@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from pytest_sandbox.errors import RuntimeUnavailable
+from pytest_sandbox.errors import Blame, RuntimeUnavailable
 from pytest_sandbox.runtimes.docker_context import Endpoint, candidates
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ def connect(endpoint: Endpoint, timeout: float = PING_TIMEOUT) -> Any:
         )
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as exc:
         raise _not_answering(endpoint, timeout, exc) from exc
+    except (AttributeError, TypeError, ValueError) as exc:
+        # The SDK reads Docker's config.json, and takes it for what it should be.
+        msg = f"the Docker SDK could not read its configuration (config.json): {exc}"
+        step = "correct ~/.docker/config.json, or the file of DOCKER_CONFIG"
+        raise RuntimeUnavailable(msg, blame=Blame.HOST, next_step=step) from exc
     client.timeout = API_TIMEOUT
     if endpoint.socket is not None:
         # No proxy and no .netrc is meant for a local socket: the SDK need not look for them.

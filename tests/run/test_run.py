@@ -143,6 +143,8 @@ def test_what_is_not_the_commands_fault_is_125_in_one_line(cli, image, clean):
         ["--platform", "linux/s390x", image, "true"],
         ["--read-only", "--tmpfs", "/proc/x", image, "true"],
         ["--memory", "1k", image, "true"],
+        ["--memory", "9999999t", "--weak-limits", image, "true"],
+        ["--pids", "99999999999", "--weak-limits", image, "true"],
         ["-w", "/etc/plain", image, "true"],
         ["-v", f"{cli.folder}:/etc/plain", image, "true"],
     ):
@@ -172,6 +174,8 @@ def test_what_is_not_the_commands_fault_is_125_in_one_line(cli, image, clean):
         (["-v", "/tmp"], "-v '/tmp' is no mount"),
         (["-v", "./missing:/mnt"], "does not exist"),
         (["-v", "/tmp:mnt"], "not absolute"),
+        (["-v", "/tmp:/dev"], "has no devices"),
+        (["-v", "/tmp:/dev/null"], "makes /dev/null itself"),
         (["-w", "relative"], "not absolute"),
         (["--name", "no/name"], "'no/name' is no name"),
         (["--network", "wifi"], "wifi"),
@@ -188,6 +192,23 @@ def test_a_wrong_call_is_2(cli, image, words, said):
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert done.stdout == ""
+
+
+def test_where_there_is_no_current_folder(cli, image, clean):
+    words = [*cli.command("run", "--rm"), image, "echo", "fine"]
+    script = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
+    told = subprocess.run(
+        ["sh", "-c", script, str(cli.folder / "gone"), *words], env=cli.env, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (told.returncode, told.stdout) == (0, "fine\n"), told.stderr
+
+
+def test_a_timeout_beyond_all_clocks(cli, image, clean):
+    assert cli.good("run", "--rm", "--timeout", "1e14", image, "echo", "fine") == "fine\n"
+    identity = cli.good("run", "-d", "--timeout", "1e14", image, "sh", "-c", "exit 3").strip()
+    assert cli.good("wait", identity) == "3\n"
+    cli.good("rm", identity)
 
 
 def test_a_wrong_reference_is_2(cli):

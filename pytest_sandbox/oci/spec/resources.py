@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LEAST_MEMORY: Final = 6 << 20
+MOST_MEMORY: Final = 1 << 62
+MOST_CPUS: Final = 8192
+"""No kernel runs on more (CONFIG_NR_CPUS of x86)."""
+MOST_PIDS: Final = 1 << 22
+"""PID_MAX_LIMIT of 64-bit kernels; pids.max takes no more."""
 PERIOD: Final = 100_000
 """Microseconds of one round of the cpu quota."""
 LEAST_QUOTA: Final = 1_000
@@ -53,10 +58,16 @@ def resources(limits: ResourceLimits, *, swap: bool = True) -> dict[str, Any]:
         if limits.memory < LEAST_MEMORY:
             msg = f"a memory limit of {limits.memory} bytes; the least is {LEAST_MEMORY}"
             raise UsageError(msg, next_step="give it 6m or more")
+        if limits.memory > MOST_MEMORY:
+            msg = f"a memory limit of {limits.memory} bytes is more than any machine has"
+            raise UsageError(msg, next_step="give it less, or no limit")
         found["memory"] = {"limit": limits.memory}
         if swap:
             found["memory"]["swap"] = limits.memory
     if limits.cpus is not None:
+        if limits.cpus > MOST_CPUS:
+            msg = f"a limit of {limits.cpus:g} cpus; the most is {MOST_CPUS}"
+            raise UsageError(msg, next_step="give it less, or no limit")
         quota = round(limits.cpus * PERIOD)
         if quota < LEAST_QUOTA:
             msg = f"a limit of {limits.cpus} cpus; the least is {LEAST_QUOTA / PERIOD}"
@@ -66,6 +77,9 @@ def resources(limits: ResourceLimits, *, swap: bool = True) -> dict[str, Any]:
         if limits.pids < 1:
             msg = f"a limit of {limits.pids} processes"
             raise UsageError(msg, next_step="give it 1 or more")
+        if limits.pids > MOST_PIDS:
+            msg = f"a limit of {limits.pids} processes; the most is {MOST_PIDS}"
+            raise UsageError(msg, next_step="give it less, or no limit")
         found["pids"] = {"limit": limits.pids}
     return found
 

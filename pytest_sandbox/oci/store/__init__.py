@@ -250,6 +250,11 @@ def _make(root: Path) -> None:
             )
         if stat.S_IMODE(found.st_mode) != 0o700:
             root.chmod(0o700)
+        if os.statvfs(root).f_flag & os.ST_RDONLY:
+            msg = f"the store {root} lies on a file system that is read-only"
+            raise SandboxError(
+                msg, blame=Blame.HOST, next_step="set PYTEST_SANDBOX_DATA to one that is not"
+            )
         if not (root / _FOLDERS[-1]).is_dir():
             for name in _FOLDERS:
                 (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)

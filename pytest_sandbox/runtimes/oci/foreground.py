@@ -66,6 +66,8 @@ _UNREAD: Final = 0.5
 """After a kill of ours the last output may take `_DRAIN` seconds to be read, as long as somebody
 reads; where nobody does, it is over after `_UNREAD`.
 """
+_LONGEST: Final = 86400.0
+"""No single wait is longer, in seconds: the kernel counts in smaller units."""
 _CLEAR: Final = 60.0
 """So long, in seconds, a supervisor may take to clear away."""
 
@@ -315,11 +317,15 @@ def attend(
     late = False
     while True:
         left = None if until is None or late else max(until - time.monotonic(), 0.000_001)
+        if left is not None:
+            left = min(left, _LONGEST)
         try:
             received = channel.receive(_CLEAR if status is not None else left)
         except (TimeoutError, BlockingIOError):
             if status is not None:
                 break
+            if until is not None and time.monotonic() < until:
+                continue
             late = True
             expired()
             channel.signal(signal.SIGKILL)

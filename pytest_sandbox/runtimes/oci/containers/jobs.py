@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.oci.supervisor import Call
 
+_LONGEST: Final = 86400.0
+"""No single wait is longer, in seconds: poll(2) counts milliseconds in an int."""
 _SETTLED: Final = 1.0
 _READY: Final = 1 << (signal.SIGTTIN - 1)
 _INIT: Final = b"/.sandbox-init"
@@ -45,7 +47,13 @@ def _process(pid: int) -> Iterator[int]:
 def _ended(descriptor: int, seconds: float | None) -> bool:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(None if seconds is None else seconds * 1000))
+    if seconds is None:
+        return bool(poller.poll(None))
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > _LONGEST:
+        if poller.poll(_LONGEST * 1000):
+            return True
+    return bool(poller.poll(max(left, 0.0) * 1000))
 
 
 def _await_program(pid: int) -> None:

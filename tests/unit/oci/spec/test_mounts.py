@@ -161,7 +161,14 @@ def test_limits_become_cgroup_fields() -> None:
 
 @pytest.mark.parametrize(
     "limits",
-    [ResourceLimits(memory=1 << 20), ResourceLimits(cpus=0.001), ResourceLimits(pids=0)],
+    [
+        ResourceLimits(memory=1 << 20),
+        ResourceLimits(cpus=0.001),
+        ResourceLimits(pids=0),
+        ResourceLimits(memory=1 << 63),
+        ResourceLimits(cpus=1e9),
+        ResourceLimits(pids=99_999_999),
+    ],
 )
 def test_limits_that_no_kernel_takes(limits: ResourceLimits) -> None:
     with pytest.raises(UsageError, match="limit of"):
