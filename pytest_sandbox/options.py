@@ -59,7 +59,7 @@ SETTINGS: Final = (
         choices=("never", "failed", "always"),
     ),
     Setting("pool", "count", "Sandboxes of one kind that are started ahead (0: none)", "N"),
-    Setting("rebuild", "flag", "Build the images anew"),
+    Setting("rebuild", "flag", "Build images and installations anew"),
     Setting("offline", "flag", "Never pull, bootstrap or build with the network"),
     Setting("require", "flag", "Fail where a test would be skipped for want of an engine"),
     Setting("pull", "text", "When base images are pulled", choices=("missing", "always", "never")),
