@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 _DEVICES: Final = frozenset(
     f"/dev/{name}"
     for name in (
-        "null zero full random urandom tty console ptmx pts fd stdin stdout stderr core".split()
+        *("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts"),
+        *("fd", "stdin", "stdout", "stderr", "core"),
     )
 )
 """What the engine makes in /dev (OCI runtime-spec, config-linux: default devices, symlinks)."""

@@ -143,8 +143,8 @@ def test_what_is_not_the_commands_fault_is_125_in_one_line(cli, image, clean):
         ["--platform", "linux/s390x", image, "true"],
         ["--read-only", "--tmpfs", "/proc/x", image, "true"],
         ["--memory", "1k", image, "true"],
-        ["--memory", "9999999t", "--weak-limits", image, "true"],
-        ["--pids", "99999999999", "--weak-limits", image, "true"],
+        ["--memory", "9999999t", image, "true"],
+        ["--pids", "99999999999", image, "true"],
         ["-w", "/etc/plain", image, "true"],
         ["-v", f"{cli.folder}:/etc/plain", image, "true"],
     ):
