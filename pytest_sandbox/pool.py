@@ -164,8 +164,8 @@ class Pool:
     def expect(self, spec: SandboxSpec, digest: str) -> None:
         """Such a system will be asked for once, soon: start it. Who asks says EXPECTED."""
         kind = self._find(spec, EXPECTED, digest)
-        with self._changed:
-            if kind is not None:
+        if kind is not None:
+            with self._changed:
                 kind.ahead += 1
                 self._wake(kind)
 
