@@ -204,6 +204,19 @@ def test_where_there_is_no_current_folder(cli, image, clean):
     assert (told.returncode, told.stdout) == (0, "fine\n"), told.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the store read-only")
+def test_a_store_that_cannot_be_written(cli, image, clean):
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    for words in (["run", "--rm", image, "true"], ["image", "verify"]):
+        told = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script, str(cli.data), *cli.command(*words)],
+            env=cli.env, cwd=cli.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert told.returncode == (125 if words[0] == "run" else 1)
+        assert told.stderr.count("\n") == 1
+        assert "read-only; next: set PYTEST_SANDBOX_DATA" in told.stderr
+
+
 def test_a_timeout_beyond_all_clocks(cli, image, clean):
     assert cli.good("run", "--rm", "--timeout", "1e14", image, "echo", "fine") == "fine\n"
     identity = cli.good("run", "-d", "--timeout", "1e14", image, "sh", "-c", "exit 3").strip()

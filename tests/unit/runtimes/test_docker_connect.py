@@ -158,3 +158,18 @@ def test_survey_names_what_is_missing(tmp_path: Path):
     assert "no socket" in found[0].problem
     assert found[0].next_step
     assert len(found) > 3
+
+
+@pytest.mark.parametrize("content", ["[1]", '"text"'])
+def test_a_configuration_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+):
+    (tmp_path / "config.json").write_text(content)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    path = f"{tmp_path}/engine.sock"
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(path)
+        engine.listen()
+        with pytest.raises(RuntimeUnavailable, match=r"config\.json") as caught:
+            docker_connect.connect(Endpoint(f"unix://{path}", "the test"), timeout=0.5)
+    assert "DOCKER_CONFIG" in caught.value.next_step
