@@ -131,6 +131,8 @@ class Supervisor:
     @property
     def ids(self) -> IdSpace:
         """The ids that its jobs and sandboxes have. Raises NoIds."""
+        if isinstance(self._given, IdSpace):  # known: nobody waits for a start that is under way
+            return self._given
         with self._lock:
             if not isinstance(self._given, IdSpace):
                 self._given = self._given()
