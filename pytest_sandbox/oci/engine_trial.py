@@ -191,7 +191,7 @@ class _Cli:
         log = self._place / f"{command}.log"
         nothing = self._place / "nothing"
         nothing.touch()
-        # Not /dev/null: crun before 1.24 gives its stdin to the sandbox's root, the device itself.
+        # Not /dev/null: older crun gives its stdin, the device itself, to the sandbox's root.
         with log.open("wb") as errors, nothing.open("rb") as empty:
             done = subprocess.run(
                 [

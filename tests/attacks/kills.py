@@ -94,12 +94,17 @@ def reap() -> None:
 
 
 def gone(root: int, *, without: int = 0, patience: float = PATIENCE) -> list[int]:
-    """What is still there after a while."""
+    """What is still there after a while.
+
+    A look that finds nothing is not enough: while /proc is read, an orphan may change its parent.
+    """
     deadline = time.monotonic() + patience
+    looks = 0
     while True:
         reap()
         left = below(root, without=without)
-        if not left or time.monotonic() > deadline:
+        looks = 0 if left else looks + 1
+        if looks == 3 or time.monotonic() > deadline:
             return left
         time.sleep(0.004)
 

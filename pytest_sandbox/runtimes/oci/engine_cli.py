@@ -64,7 +64,8 @@ class EngineCli:
             raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor")
         failed = process.wait()
         if "crun" in Path(self._program).name and os.geteuid() == 0:
-            # Before 1.24 it gives its stdio to the sandbox's root, the machine's /dev/null too.
+            # Until 2025 (containers/crun#1847) it gave its stdio, the machine's /dev/null too, to
+            # the sandbox's root.
             os.chown(os.devnull, 0, 0)
         if failed:
             raise EngineRefused(what, said(log), Path(self._program).name)
