@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.streams import TailBuffer
 
 _GONE = 137
-_SETTLE = 15.0
+_SETTLE = 5.0
+"""Process 1 answers within so many seconds, or the sandbox has to end: something in it may have
+stopped it.
+"""
 
 
 class AgentCommand:

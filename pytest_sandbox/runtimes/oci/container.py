@@ -164,7 +164,7 @@ class OciContainer:
 
     def exec(self, job: Job, facts: Facts) -> OciExec | AgentCommand:
         if self._control is not None:
-            return self._ask(job, self._control, facts)
+            return self._ask(job, self._control)
         base = dict(facts.base) or dict(entry.partition("=")[::2] for entry in self.env)
         env = {**base, **job.env}
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -186,11 +186,10 @@ class OciContainer:
         supervisor = self._runtime.supervisor
         return OciExec(supervisor, job, args, said=self._said, spent=self._spend)
 
-    def _ask(self, job: Job, control: socket.socket, facts: Facts) -> AgentCommand:
-        env = {**facts.base, **job.env}
+    def _ask(self, job: Job, control: socket.socket) -> AgentCommand:
         message = {
             "argv": list(job.argv),
-            "env": [f"{name}={value}" for name, value in env.items()],
+            "set": dict(job.env),
             "cwd": job.cwd,
             "user": "" if job.user == self.order.user else job.user,
         }

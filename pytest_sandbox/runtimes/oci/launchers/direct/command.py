@@ -35,9 +35,12 @@ _TIOCSPTLCK: Final = 0x40045431
 
 
 class Confinement(NamedTuple):
-    """What all commands of a sandbox have in common; `user` is who they are unless they say so."""
+    """What all commands of a sandbox have in common; `user` is who they are unless they say so,
+    `env` what they start with.
+    """
 
     user: Mapping[str, Any]
+    env: Mapping[bytes, bytes]
     capabilities: int
     rlimits: list[tuple[int, tuple[int, int]]]
     deny: bytes
@@ -46,7 +49,8 @@ class Confinement(NamedTuple):
     def of(cls, process: Mapping[str, Any], user: Mapping[str, Any], deny: bytes) -> Confinement:
         """From the `process` of a runtime spec."""
         bounding = privileges.bits(process["capabilities"]["bounding"])
-        return cls(user, bounding, privileges.limits(process["rlimits"]), deny)
+        env = dict(os.fsencode(entry).partition(b"=")[::2] for entry in process["env"])
+        return cls(user, env, bounding, privileges.limits(process["rlimits"]), deny)
 
 
 def become(
@@ -63,7 +67,7 @@ def become(
         for standard, descriptor in enumerate(stdio):
             os.dup2(descriptor, standard)
         user = _confine(confinement, message)
-        status = _execute(message, user)
+        status = _execute(message, environment(confinement, message, user))
         os.write(2, not_executed(message["argv"][0], status))
     except BaseException as error:
         with contextlib.suppress(BaseException):
@@ -135,13 +139,12 @@ def user_of(confinement: Confinement, message: Mapping[str, Any]) -> Mapping[str
         os.close(root)
 
 
-def _execute(message: Mapping[str, Any], user: Mapping[str, Any]) -> int:
+def _execute(message: Mapping[str, Any], env: Mapping[bytes, bytes]) -> int:
     """Returns only when it cannot be executed: 126 or 127. Raises MissingDirectory."""
     try:
         os.chdir(message["cwd"])
     except OSError:
         raise no_folder(message["cwd"]) from None
-    env = environment(message, user)
     argv = [os.fsencode(word) for word in message["argv"]]
     found = 127
     for program in candidates(argv[0], env.get(b"PATH", b"")):
@@ -155,12 +158,15 @@ def _execute(message: Mapping[str, Any], user: Mapping[str, Any]) -> int:
     return found
 
 
-def environment(message: Mapping[str, Any], user: Mapping[str, Any]) -> dict[bytes, bytes]:
+def environment(
+    confinement: Confinement, message: Mapping[str, Any], user: Mapping[str, Any]
+) -> Mapping[bytes, bytes]:
     """The whole environment of a command. HOME is the user's where nothing else sets it."""
-    env = {}
-    for entry in message["env"]:
-        name, _, value = entry.partition("=")
-        env[os.fsencode(name)] = os.fsencode(value)
+    env = confinement.env
+    if not (message["set"] or message["user"]) and env.get(b"HOME"):
+        return env
+    changed = {os.fsencode(name): os.fsencode(text) for name, text in message["set"].items()}
+    env = {**env, **changed}
     if message["user"] or not env.get(b"HOME"):
         env[b"HOME"] = os.fsencode(user["home"])
     return env

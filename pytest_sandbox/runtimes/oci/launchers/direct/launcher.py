@@ -35,7 +35,7 @@ _ATTRIBUTES: Final = {
     "noexec": linux.MOUNT_ATTR_NOEXEC,
 }
 
-_PROCESS: Final = ("user", "capabilities", "rlimits", "noNewPrivileges")
+_PROCESS: Final = ("user", "env", "capabilities", "rlimits", "noNewPrivileges")
 
 _LATER: Final = 0.015
 """Seconds: a blank that the kernel takes its time for is made when the sandbox's first command is
@@ -103,7 +103,7 @@ class DirectLauncher:
             self._main = {
                 "main": True,
                 "argv": process["args"],
-                "env": process["env"],
+                "set": {},
                 "cwd": process["cwd"],
                 "user": "",
             }

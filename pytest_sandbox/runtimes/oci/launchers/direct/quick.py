@@ -52,6 +52,7 @@ class QuickStart:
             program = struct.pack("=HxxxxxxQ", len(confinement.deny) // 8, code)
             rows.append(Row(calls.prctl, (linux.PR_SET_SECCOMP, 2, self._place(program))))
         self._limits = rows
+        self._env = _texts(_pairs(confinement.env), self._kept)
 
     def _place(self, data: bytes) -> int:
         self._kept.append(ctypes.create_string_buffer(data, len(data)))
@@ -64,7 +65,7 @@ class QuickStart:
         MissingDirectory.
         """
         user = command.user_of(self._confinement, message)
-        env = command.environment(message, user)
+        env = command.environment(self._confinement, message, user)
         argv = [os.fsencode(word) for word in message["argv"]]
         held: list[Any] = []
         calls = self._calls
@@ -75,7 +76,8 @@ class QuickStart:
         rows += self._identity(user, held)
         folder = len(rows)
         rows.append(Row(calls.chdir, (_text(os.fsencode(message["cwd"]), held),)))
-        words, entries = _texts(argv, held), _texts(_pairs(env), held)
+        words = _texts(argv, held)
+        entries = self._env if env is self._confinement.env else _texts(_pairs(env), held)
         first = len(rows)
         rows += [
             Row(calls.execve, (_text(program, held), words, entries), rest=True)

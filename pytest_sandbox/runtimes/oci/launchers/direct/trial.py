@@ -154,7 +154,7 @@ def _attack(machine: Machine, layer: Path, outside: dict[str, Any]) -> list[str]
         mine, theirs = messages.pair()
         stack.callback(mine.close)
         with theirs:
-            messages.send(control, {"trial": outside, "user": ""}, [theirs.fileno()])
+            messages.send(control, {"trial": outside, "user": "", "set": {}}, [theirs.fileno()])
         mine.settimeout(_PATIENCE)
         found = _answer(mine)
         channel.signal(9)
