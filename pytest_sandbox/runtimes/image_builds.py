@@ -127,6 +127,7 @@ class ImageBuilds:
         try:
             while not wait([future], timeout=_MOMENT).done:
                 self._tell()
+                self._still_open()
             return future.result()
         except BaseException:
             with self._lock:
@@ -157,10 +158,13 @@ class ImageBuilds:
 
     def _note(self, line: str) -> None:
         """What a build behind says."""
+        self._still_open()
+        self._said.put(line)
+
+    def _still_open(self) -> None:
         if self._closed:
             msg = "the run is over"
             raise ImageUnavailable(msg, blame=Blame.HOST, next_step="run it again")
-        self._said.put(line)
 
     # --- planning ---------------------------------------------------------------------------
 

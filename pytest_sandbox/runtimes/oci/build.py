@@ -8,7 +8,6 @@ the store: that of a killed build is found by its lock, and removed (see Store.s
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import posixpath
@@ -23,12 +22,11 @@ from pytest_sandbox.errors import (
     RuntimeUnavailable,
     SandboxError,
 )
-from pytest_sandbox.images.installing import KEEPING
-from pytest_sandbox.runtimes.build_blame import blame_of, failed, took_too_long
+from pytest_sandbox.runtimes.build_blame import failed, took_too_long
 from pytest_sandbox.runtimes.oci import build_run, images
 from pytest_sandbox.runtimes.oci import dockerfile_text as text
 from pytest_sandbox.runtimes.oci.build_image import Draft, NewLayer
-from pytest_sandbox.runtimes.oci.build_packages import KeptPackages, ground_key
+from pytest_sandbox.runtimes.oci.build_install import Packages, ground_of, shares
 from pytest_sandbox.runtimes.oci.order import LimitOrder
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.images import Image
     from pytest_sandbox.oci.store import Work
     from pytest_sandbox.runtimes.base import BuildRequest, ImageInfo
-    from pytest_sandbox.runtimes.oci.build_packages import Shown
     from pytest_sandbox.runtimes.oci.build_run import Ran
     from pytest_sandbox.runtimes.oci.dockerfile_text import Instruction
     from pytest_sandbox.runtimes.oci.order import MountOrder, Order
@@ -122,17 +119,15 @@ class _Build:
                 self._draft.note(self._command)
             return self._draft.record(self._work, request.name)
 
-    def resolve(
-        self, sets: Sequence[Sequence[str]]
-    ) -> tuple[str, list[tuple[str, ...] | None]]:
+    def resolve(self, sets: Sequence[Sequence[str]]) -> tuple[str, list[tuple[str, ...] | None]]:
         """The ground, and what each set consists of on it."""
         with self._all_steps() as total:
             self._begin(total, total, f"packages of {len(sets)} images")
-            kept = self._kept(self._env_of_run())
-            if kept is None:
+            packages = self._packages()
+            if packages is None:
                 return "", [None for _ in sets]
-            found = kept.ready(self._ground, sets, since=self._request.lists_since)
-            return self._ground, [found.resolved(one) for one in sets]
+            found = packages.ready(sets)
+            return packages.ground, [found.resolved(one) for one in sets]
 
     @contextlib.contextmanager
     def _all_steps(self) -> Iterator[int]:
@@ -181,6 +176,9 @@ class _Build:
         self._lines = build_run.Lines()
         self._say(f"step {self._step}: {command}")
 
+    def _mention(self, what: str) -> None:
+        self._say(f"step {self._step}: {what}")
+
     def _late(self) -> BuildFailed:
         return took_too_long(
             self._request, step=self._step, command=self._command, lines=tuple(self._lines.last)
@@ -213,12 +211,12 @@ class _Build:
     def _run(self, instruction: Instruction) -> None:
         command = text.shell_text(instruction)
         shell = list(self._draft.config.get("Shell") or ("/bin/sh", "-c"))
-        declared, env = self._args, self._env_of_run()
-        kept = self._kept(env) if instruction.packages else None
-        if kept is None:
-            folder, ran = self._sandbox((*shell, command), env)
+        declared, words = self._args, (*shell, command)
+        packages = self._packages() if instruction.packages else None
+        if packages is None:
+            folder, ran = self._sandbox(words, self._env_of_run())
         else:
-            folder, ran = self._install((*shell, command), env, kept, instruction.packages)
+            folder, ran = packages.install(words, instruction.packages, self._mention)
         self._check(ran)
         told = [f"|{len(declared)}", *(f"{n}={v}" for n, v in declared.items())] if declared else []
         self._seal(folder, " ".join(["RUN", *told, *shell, command]), created=ran.created)
@@ -257,74 +255,22 @@ class _Build:
         order = self._ordered(folder, argv, env, mounts)
         return folder, build_run.run(self._runtime, order, self._lines, self._deadline)
 
-    # --- packages ---------------------------------------------------------------------------
-
-    def _kept(self, env: Mapping[str, str]) -> KeptPackages | None:
-        """The package lists that builds share, where they can be had."""
-        family = self._request.target.family
-        if self._order.snapshotter != "overlay" or family not in KEEPING:
+    def _packages(self) -> Packages | None:
+        """The packages at this point of the build, where they can be shared."""
+        if not shares(self._request, self._order.snapshotter):
             return None
-        if self._request.network == "none":
-            return None
-
-        def run(script: str, shown: Shown) -> None:
-            ran = self._sandbox(("/bin/sh", "-c", script), env, shown.mounts)[1]
-            self._check(ran)
-
-        return KeptPackages(self._store, self._work, family, run)
-
-    def _install(
-        self,
-        argv: tuple[str, ...],
-        env: Mapping[str, str],
-        kept: KeptPackages,
-        packages: tuple[str, ...],
-    ) -> tuple[Path, Ran]:
-        """Run an instruction that installs packages, with lists and archives that are kept.
-
-        Lists that were kept may be too old for what the mirror has: where it fails, and that can be
-        the reason, the lists are got anew, and it is run once more.
-        """
-        request = self._request
-        key = request.ground or self._ground
-        if request.ground:
-            generation = kept.latest(key, since=request.lists_since)
-            if generation is None:
-                return self._sandbox(argv, env)
-        else:
-            generation = kept.ready(key, [packages], since=request.lists_since)
-        with kept.shown(generation) as shown:
-            folder, ran = self._sandbox(argv, env, shown.mounts)
-        old = not (request.ground or key in kept.fetched)
-        if not (old and ran.status and not ran.timed_out and self._stale()):
-            return folder, ran
-        self._say(f"step {self._step}: once more with new package lists")
-        generation = kept.ready(key, [packages], since=time.time())
-        with kept.shown(generation) as shown:
-            return self._sandbox(argv, env, shown.mounts)
-
-    def _stale(self) -> bool:
-        """Whether what a command said can come from package lists that are too old."""
-        blame, reason = blame_of("\n".join(self._lines.last))
-        return bool(reason) and blame in {Blame.RECIPE, Blame.UPSTREAM}
-
-    @property
-    def _ground(self) -> str:
-        """What the lists of packages at this point of the build depend on."""
-        request = self._request
-        return ground_key(
-            request.target.family,
-            {
-                "arch": request.target.arch,
-                "base": self._base_digest,
-                "before": self._before,
-                "args": self._args,
-                "files": {
-                    name: hashlib.sha256(data).hexdigest()
-                    for name, data in sorted(request.files.items())
-                    if name != "Dockerfile"
-                },
-            },
+        ground = ground_of(
+            self._request, base=self._base_digest, before=self._before, args=self._args
+        )
+        return Packages(
+            self._store,
+            self._work,
+            self._request,
+            ground,
+            self._env_of_run(),
+            self._sandbox,
+            self._check,
+            heard=lambda: "\n".join(self._lines.last),
         )
 
     def _ordered(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FRESH: Final = 86400.0
 """Lists are used for so many seconds, then they are revalidated."""
 MOST_BYTES: Final = 2 << 30
-"""Lists and archives of all grounds together; beyond it, the grounds that were not used for longest go."""
+"""Lists and archives of all grounds; beyond it, those that were not used for longest go."""
 FOLDER: Final = "packages"
 _JOBS: Final = "pytest_sandbox.runtimes.oci.build_packages_jobs"
 _FORMAT: Final = 1
