@@ -25,7 +25,7 @@ from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target, host_arch
 from tests import ahead
-from tests.attacks.interpreter import rootfs
+from tests.attacks.interpreter import ROOT, rootfs
 from tests.oci.requiring import missing
 
 if TYPE_CHECKING:
@@ -124,4 +124,5 @@ def outside() -> Iterator[Outside]:
     ):
         abstract.bind("\0" + name)
         abstract.listen()
-        yield Outside((CANARY.encode(),), (port.getsockname()[1],), (name,))
+        marks = (CANARY.encode(), str(ROOT).encode())
+        yield Outside(marks, (port.getsockname()[1],), (name,))

@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from pytest_sandbox.errors import SandboxError
@@ -27,6 +28,7 @@ from pytest_sandbox.targets import Target, host_arch
 
 PR_SET_CHILD_SUBREAPER = 36
 LONGEST = {"direct": 0.12}
+RUN = f"kills{os.getpid()}"
 PATIENCE = 10.0
 SHORT = 1.0
 
@@ -35,11 +37,10 @@ def client(launcher: str, image: str, ready: int) -> None:
     """Start sandboxes with daemons in them, until something hinders it."""
     runtime = OciRuntime(launcher=launcher)
     spec = SandboxSpec(image, Target("linux", host_arch(), "debian"), Limits())
-    owner = current_owner("kills")
-    runtime.info()
+    owner = current_owner(RUN)
+    runtime.start(spec, owner).close()  # the supervisor runs, and has its worker
+    os.write(ready, b".")
     try:
-        runtime.start(spec, owner).close()  # the supervisor runs, and has its worker
-        os.write(ready, b".")
         while True:
             system = runtime.start(spec, owner)
             system.run(["sh", "-c", "setsid sleep 1000 & (trap '' TERM; sleep 1000) & true"])
@@ -114,7 +115,7 @@ def sweep(launcher: str) -> None:
     `start` leaves a process that waits, and has not run a word of the sandbox's yet.
     """
     runtime = OciRuntime(launcher=launcher)
-    runtime.sweep("kills")
+    runtime.sweep(RUN)
     runtime.close()
 
 
@@ -137,6 +138,8 @@ def strike(launcher: str, image: str) -> tuple[list[str], int]:
         try:
             os.close(reader)
             client(launcher, image, writer)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(writer)

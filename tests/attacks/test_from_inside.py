@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_sandbox.runtimes.base import Mount
 from pytest_sandbox.runtimes.oci.launchers.attacks import ATTACKS
 from tests.attacks.conftest import OURS
 from tests.attacks.interpreter import COMMAND
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from pytest_sandbox.runtimes.base import System
     from pytest_sandbox.runtimes.oci.launchers.attacks import Outside
@@ -52,3 +54,18 @@ def test_every_attack_is_refused(
     allowed = frozenset() if launcher in OURS else frozenset(THEIRS)
     assert {name: text for name, text in found.items() if name not in allowed} == {}
     assert system.run(["echo", "usable"]).stdout == "usable\n"
+
+
+def test_a_mounted_folder_is_no_way_out(
+    launcher: str, start: Callable[..., System], outside: Outside, tmp_path: Path
+):
+    if launcher not in OURS:
+        pytest.skip("an engine of others mounts by its own rules")
+    (tmp_path / "file").write_text("kept")
+    tmp_path.chmod(0o755)
+    system = start(pids=64, mounts=(Mount(tmp_path, "/mnt/in"),))
+    assert system.run(["cat", "/mnt/in/file"]).stdout == "kept"
+    assert not system.run(["sh", "-c", "echo more >>/mnt/in/file || touch /mnt/in/new"]).ok
+    result = system.run([*COMMAND, *words(outside)], timeout=60)
+    assert (result.ok, result.stdout) == (True, ""), result.stderr
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("file", "kept")]
