@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,11 +27,11 @@ COUNT, AT_ONCE = 300, 16
 FOLDERS = ("sandboxes", "owners", "uses", "trash", "leases", "tmp")
 
 
-@pytest.fixture(scope="module")
-def runtime(busybox, tmp_path_factory):
+@pytest.fixture(scope="module", params=["runc", "direct"])
+def runtime(request, busybox, tmp_path_factory):
     """The runtime with a store of its own, and `base:1` in it."""
     place = tmp_path_factory.mktemp("many")
-    found = OciRuntime(folder=place / "oci")
+    found = OciRuntime(folder=place / "oci", launcher=request.param)
     try:
         found.info()
     except SandboxError as missing:
@@ -47,7 +48,8 @@ def left(runtime):
     """
     root, keeper = runtime.store.root, runtime.supervisor
     found = [str(p) for name in FOLDERS for p in (root / name).glob("*")]
-    found += [name for name in find_cgroups().names() if name.startswith(f"ps-once-{os.getpid()}-")]
+    whose = re.compile(rf"ps-once-{os.getpid()}-.*|ps-blank-[0-9]+-{keeper.pid}-.*")
+    found += [name for name in find_cgroups().names() if whose.fullmatch(name)]
     room = Path(f"/proc/{keeper.pid}/root{keeper.room}")
     found += [str(path) for path in room.iterdir() if path.name != "states"]
     found += [str(path) for path in (room / "states").glob("*")]
@@ -115,13 +117,13 @@ import json, sys, threading, time
 from pathlib import Path
 from pytest_sandbox.runtimes.oci.once import run_once
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
-runtime = OciRuntime(folder=Path(sys.argv[1]))
+runtime = OciRuntime(folder=Path(sys.argv[1]), launcher=sys.argv[2])
 image = runtime.image("base:1")
 runtime.supervisor.start()
 for _ in range(4):
     threading.Thread(
         target=run_once, args=(runtime, image, ["sleep", "1000"]), daemon=True).start()
-    time.sleep(float(sys.argv[2]) / 4)
+    time.sleep(float(sys.argv[3]) / 4)
 keeper = runtime.supervisor
 print(json.dumps([keeper.pid, keeper.room]), flush=True)
 sys.stdin.read()
@@ -146,8 +148,9 @@ def processes_below(pid):
 @pytest.mark.parametrize("seconds", [2.0, 0.12, 0.05])
 @pytest.mark.parametrize("whom", ["client", "supervisor"])
 def test_a_kill_ends_its_sandboxes_at_once(runtime, whom, seconds):
+    launcher = runtime.machine.launcher.replace("engine", "runc")
     process = subprocess.Popen(
-        [sys.executable, "-c", _CLIENT, str(runtime.store.root), str(seconds)],
+        [sys.executable, "-c", _CLIENT, str(runtime.store.root), launcher, str(seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -174,7 +177,8 @@ def test_a_kill_ends_its_sandboxes_at_once(runtime, whom, seconds):
         process.stdout.close()
 
     def leftover():
-        groups = [n for n in find_cgroups().names() if n.startswith(f"ps-once-{process.pid}-")]
+        whose = re.compile(rf"ps-once-{process.pid}-.*|ps-blank-[0-9]+-{keeper}-.*")
+        groups = [n for n in find_cgroups().names() if whose.fullmatch(n)]
         return [*groups, *left(runtime), *([room] if Path(room).exists() else [])]
 
     def cleared():
