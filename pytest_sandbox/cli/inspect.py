@@ -133,7 +133,9 @@ class Inspector:
         needs = self._telling_steps(recipe, target)
         for needed in below:
             needs = (*self._telling_steps(needed.recipe, target), *needs)
-        wanted = collect_requirements(needs, target) if needs else NOTHING
+        wanted = NOTHING
+        if needs:
+            wanted = collect_requirements(needs, target, verify=recipe.verify)
         system = self._system(wanted, target)
         reason = unsupported_reason(recipe, target)
         return Line(

@@ -76,15 +76,18 @@ class KeptPackages:
     """Where the manager insists on its lists, so that `KEPT/lists` has to be there, too."""
 
 
-def install_commands(family: str, packages: Sequence[str]) -> list[str]:
+def install_commands(
+    family: str, packages: Sequence[str], *, documentation: bool = False
+) -> list[str]:
     """Install the packages (sorted already): no questions, no recommendations, no stale indexes, no
-    leftovers of the manager's cache.
+    leftovers of the manager's cache; documentation and translations where they are asked for.
     """
     if not packages:
         return []
     names = " ".join(shlex.quote(name) for name in packages)
     told = names.replace("\n", " ")
-    return [f"{MARK} {told}\n{_INSTALL[family](names, wants_documentation(packages))}"]
+    documentation = documentation or wants_documentation(packages)
+    return [f"{MARK} {told}\n{_INSTALL[family](names, documentation)}"]
 
 
 def layered_command(

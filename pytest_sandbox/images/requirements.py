@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from pytest_sandbox.plans.model import DependencyPlan, Plan
+    from pytest_sandbox.recipes.model import Verify
 
 Mode = Literal["none", "network", "build"]
 
@@ -31,6 +33,10 @@ BIG: Final = frozenset((*BUILDS, "go_build", "go_install"))
 BY_HOST: Final = frozenset(("download_file", "homebrew"))
 """Actions whose downloads the host makes; like system packages, which the image holds already, they
 are no reason for a network inside the sandbox."""
+
+
+_READS: Final = re.compile(r"/usr/share/(?:doc|man|info|locale|groff|lintian)\b|\bman -|\bmandb\b")
+"""A check that looks at documentation."""
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True, order=True, omit_defaults=True):
@@ -50,7 +56,8 @@ class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan needs of its system, sorted and without duplicates.
 
     `network` says that a step reaches out from inside the sandbox, `profile` which limits fit, and
-    `infrastructure` whose packages a base has to have for that.
+    `infrastructure` whose packages a base has to have for that. `documentation` says that the
+    packages' documentation and translations are looked at.
     """
 
     packages: dict[str, tuple[str, ...]] = {}
@@ -61,6 +68,7 @@ class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = False
     profile: str = "default"
     infrastructure: Mode = "none"
+    documentation: bool = False
 
     @property
     def empty(self) -> bool:
@@ -100,6 +108,7 @@ def merged(parts: Iterable[SystemRequirements]) -> SystemRequirements:
         together.services.update(part.services)
         together.commands.update(part.commands)
         together.network = together.network or part.network
+        together.documentation = together.documentation or part.documentation
         modes.add(part.infrastructure)
         profiles.add(part.profile)
     together.builds, together.reaches = "build" in modes, "network" in modes
@@ -121,7 +130,9 @@ def requirements_of(plan: Plan, target: Target | None = None) -> SystemRequireme
     if target is None:
         platform = plan.platform
         target = Target(platform.os, platform.arch, platform.linux_family)
-    return collect_requirements((*_below(plan.dependencies), *plan.steps), target)
+    return collect_requirements(
+        (*_below(plan.dependencies), *plan.steps), target, verify=plan.verify
+    )
 
 
 def _below(dependencies: list[DependencyPlan]) -> Iterator[_Step]:
@@ -130,9 +141,12 @@ def _below(dependencies: list[DependencyPlan]) -> Iterator[_Step]:
         yield from part.steps
 
 
-def collect_requirements(steps: Iterable[_Step], target: Target) -> SystemRequirements:
-    """The needs of some steps that are filtered for `target` already."""
+def collect_requirements(
+    steps: Iterable[_Step], target: Target, *, verify: Verify | None = None
+) -> SystemRequirements:
+    """The needs of some steps that are filtered for `target` already, and of the check."""
     found = _Collected()
+    found.documentation = verify is not None and bool(_READS.search(repr(verify)))
     for step in steps:
         known = ACTIONS.get(step.action)
         if known is None:
@@ -158,7 +172,7 @@ class _Collected:
         self.groups: set[str] = set()
         self.services: set[str] = set()
         self.commands: set[str] = set()
-        self.network = self.reaches = self.builds = self.big = False
+        self.network = self.reaches = self.builds = self.big = self.documentation = False
 
     def result(self) -> SystemRequirements:
         mode: Mode = "build" if self.builds else "network" if self.reaches else "none"
@@ -178,6 +192,7 @@ class _Collected:
             network=self.network,
             profile="build" if self.network or self.big else "default",
             infrastructure=mode,
+            documentation=self.documentation,
         )
 
 

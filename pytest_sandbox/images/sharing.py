@@ -54,8 +54,12 @@ def group_of(spec: ImageSpec) -> tuple[object, ...]:
         spec.base_digest,
         spec.target,
         spec.certificates,
-        wants_documentation(names_of(spec)),
+        _documented(spec),
     )
+
+
+def _documented(spec: ImageSpec) -> bool:
+    return spec.documentation or wants_documentation(names_of(spec))
 
 
 def beginning(spec: ImageSpec) -> ImageSpec:
@@ -68,7 +72,7 @@ def common_spec(like: ImageSpec, parts: Iterable[str]) -> ImageSpec:
     """An image of a group that has `parts` (names of archives), and nothing that was asked for."""
     names = packages_of(parts, like.target.arch)
     start = beginning(like)
-    documentation = wants_documentation(names_of(like))
+    documentation = _documented(like)
     command = layered_command(like.target.family, (), names, documentation=documentation)
     manager = next(iter(like.packages))
     return msgspec.structs.replace(
@@ -80,7 +84,7 @@ def upon(spec: ImageSpec, parts: Iterable[str], base: str, ground: str) -> Upon:
     """How `spec`, which consists of `parts`, is made on the image `base` of the same group."""
     family, names = spec.target.family, names_of(spec)
     everything = tuple(sorted({*names, *packages_of(parts, spec.target.arch)}))
-    documentation = wants_documentation(names)
+    documentation = _documented(spec)
     command = layered_command(family, names, everything, documentation=documentation)
     return Upon(base, (command, *group_commands(spec.groups)), ground)
 

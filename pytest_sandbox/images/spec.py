@@ -40,7 +40,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     of it; `reference` is the base as the families name it. `commands` are the Dockerfile's
     instructions after FROM. The host fetches `keys` when it builds and copies them and the PEM
     texts of `certificates` into the context. `notices` say what a recipe asked for that an image
-    cannot have.
+    cannot have; with `documentation`, packages keep theirs.
     """
 
     target: Target
@@ -54,6 +54,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     repositories: tuple[Repository, ...] = ()
     groups: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    documentation: bool = False
 
     @property
     def plain(self) -> bool:
@@ -109,7 +110,11 @@ def derive_spec(
     base, digest = _base(reference, base_digests or {})
     commands = [
         *repository_commands(target.family, repositories),
-        *install_commands(target.family, packages.get(family.manager, ())),
+        *install_commands(
+            target.family,
+            packages.get(family.manager, ()),
+            documentation=requirements.documentation,
+        ),
         *group_commands(requirements.groups),
     ]
     _check_filled(packages, requirements)
@@ -126,6 +131,7 @@ def derive_spec(
         packages=packages,
         repositories=repositories,
         groups=requirements.groups,
+        documentation=requirements.documentation,
         notices=tuple(
             f"service {name} is not started: a sandbox has no init system"
             for name in requirements.services

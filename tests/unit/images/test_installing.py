@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 
+from pytest_sandbox.images.dockerfile import dockerfile
+from pytest_sandbox.images.families import load_families
 from pytest_sandbox.images.installing import (
     KEEPING,
     KEPT,
@@ -16,8 +18,12 @@ from pytest_sandbox.images.installing import (
     marked_packages,
     wants_documentation,
 )
+from pytest_sandbox.images.requirements import NOTHING, collect_requirements, merged
 from pytest_sandbox.images.sharing import packages_of, sizes_of
-from pytest_sandbox.targets import FAMILIES
+from pytest_sandbox.images.spec import derive_spec
+from pytest_sandbox.plans.model import PlanStep
+from pytest_sandbox.recipes.model import Verify
+from pytest_sandbox.targets import FAMILIES, Target
 
 
 def run(script, folder, programs):
@@ -78,6 +84,24 @@ def test_documentation_is_for_who_asks(packages, wanted):
     ):
         (command,) = install_commands(family, packages)
         assert (word in command) is not wanted
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("jq --version", False),
+        ("test -f /usr/share/man/man1/jq.1.gz", True),
+        ("ls /usr/share/docker", False),
+        ("man -w jq", True),
+    ],
+)
+def test_a_check_that_reads_documentation_has_it_installed(command, wanted):
+    step = PlanStep(action="apt_install", params={"packages": ["jq"]})
+    target = Target("linux", "amd64", "debian")
+    needs = collect_requirements([step], target, verify=Verify(command=command))
+    assert needs.documentation is merged([needs, NOTHING]).documentation is wanted
+    spec = derive_spec(needs, target, families=load_families())
+    assert ("path-exclude" in dockerfile(spec)) is not wanted
 
 
 APT = """
