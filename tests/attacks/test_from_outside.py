@@ -89,27 +89,39 @@ while True:
 """
 
 
+COUNT = ["sh", "-c", "set -- /proc/[0-9]*; echo $#"]
+
+
 def test_a_bomb_of_255_processes_is_gone_and_the_sandbox_usable(start: Callable[..., System]):
     system = start(pids=300)
-    count = ["sh", "-c", "set -- /proc/[0-9]*; echo $#"]
-    before = int(system.run(count).stdout)
-    full: list[int] = []
+    before = int(system.run(COUNT).stdout)
+    for seconds in (2.0, 12.0):  # a busy machine may need longer to make them all
+        most = _go_off(system, seconds)
+        assert soon(lambda: int(system.run(COUNT).stdout) <= before + 1)
+        if most > 250:
+            return
+    pytest.fail(f"the bomb did not go off: {most} processes")
+
+
+def _go_off(system: System, seconds: float) -> int:
+    """How many processes there were before a bomb's time was over."""
+    full = [0]
+    over = threading.Event()
 
     def watch() -> None:
-        for _ in range(400):
+        while not over.is_set() and full[-1] <= 250:
             with contextlib.suppress(SandboxTimeout, ValueError):
-                full.append(int(system.run(count, timeout=10).stdout))
-            if full and full[-1] > 250:
-                return
-            time.sleep(0.01)
+                full.append(int(system.run(COUNT, timeout=10).stdout))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with pytest.raises(SandboxTimeout):
-        python(system, BOMB, timeout=2.5)
-    watcher.join()
-    assert max(full) > 250, "the bomb has to go off"
-    assert soon(lambda: int(system.run(count).stdout) <= before + 1)
+    try:
+        with pytest.raises(SandboxTimeout):
+            python(system, BOMB, timeout=seconds)
+    finally:
+        over.set()
+        watcher.join()
+    return max(full)
 
 
 def test_a_bomb_without_end_stops_at_the_limit(start: Callable[..., System]):
