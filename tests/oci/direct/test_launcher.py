@@ -1,0 +1,148 @@
+"""The direct launcher for real: like starts, blanks, the choice, ends, and what nobody may see."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_sandbox.errors import RuntimeUnavailable, SandboxError
+from pytest_sandbox.limits import Limits
+from pytest_sandbox.oci.cgroups import find_cgroups
+from pytest_sandbox.runtimes.base import SandboxSpec
+from pytest_sandbox.runtimes.oci.launchers.direct import trial
+from pytest_sandbox.runtimes.oci.runtime import OciRuntime
+from pytest_sandbox.runtimes.owner import current_owner
+from tests.oci.builds.conftest import TARGET, busybox, remove, tiny
+from tests.oci.supervisor.conftest import soon
+
+__all__ = ["busybox"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("direct")
+
+
+@pytest.fixture(scope="module")
+def runtime(busybox, place):
+    found = OciRuntime(folder=place / "oci", launcher="direct")
+    try:
+        found.info()
+    except SandboxError as missing:
+        pytest.skip(str(missing))
+    found.load_rootfs(tiny(busybox), "base:1", TARGET, {})
+    yield found
+    remove(found, place, "oci")
+
+
+@pytest.fixture
+def start(runtime):
+    systems = []
+
+    def begin(**values):
+        spec = SandboxSpec("base:1", TARGET, values.pop("limits", Limits()), **values)
+        systems.append(runtime.start(spec, current_owner("direct")))
+        return systems[-1]
+
+    yield begin
+    for system in systems:
+        system.close()
+
+
+def said(system, script):
+    done = system.run(["sh", "-c", script])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def groups_of(runtime):
+    return [name for name in find_cgroups().names() if f"-{runtime.supervisor.pid}-" in name]
+
+
+def test_starts_of_a_kind_are_alike(start):
+    look = "ls -a /; ls -al /etc /dev; cat /etc/hosts /etc/hostname /etc/resolv.conf /proc/mounts"
+    first, *rest = [start() for _ in range(3)]
+
+    def shown(system):
+        """Folders of the layers have names of their own for each."""
+        return re.sub(r"(upper|work|lower)dir[^,]*", "", said(system, look))
+
+    for system in rest:
+        assert shown(system) == shown(first)
+        assert system.changes() == first.changes()
+    assert not first.changes().added
+    said(first, "echo mine >>/etc/hosts; echo mine >/tmp/file")
+    assert "mine" not in said(rest[0], "cat /etc/hosts; ls /tmp")
+    assert "mine" not in said(start(), "cat /etc/hosts; ls /tmp")
+
+
+def test_a_spec_of_another_kind_is_another_sandbox(start):
+    plain = start()
+    other = start(env={"WORD": "x"}, limits=Limits(nofile=77), tmpfs={"/data": 1 << 20})
+    assert said(other, "echo $WORD; ulimit -n; ls /data") == "x\n77\n"
+    assert said(plain, "echo $WORD; ls /data").split() == ["old"]
+
+
+def test_groups_go_with_their_sandboxes(runtime, start):
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user has no groups here")
+    for _ in range(5):
+        start().close()
+    # One blank waits for the next start, until its worker has waited long enough.
+    assert soon(lambda: len(groups_of(runtime)) <= 1)
+    assert soon(lambda: not groups_of(runtime), 15)
+
+
+def test_each_command_has_a_group_of_its_own_and_gives_it_back(runtime, start):
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user has no groups here")
+    system = start()
+    unified = runtime.machine.access.cgroups.paths(system.engine.group).unified
+
+    def commands():
+        return sorted(path.name for path in unified.glob("c*") if path.is_dir())
+
+    for _ in range(4):
+        said(system, "true")
+    assert commands() == ["c1"], "used again"
+    said(system, "sleep 300 >/dev/null 2>&1 &")
+    said(system, "true")
+    assert len(commands()) == 2, "what runs on keeps its group"
+    assert "sleep" in said(system, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+
+
+def test_process_one_says_nothing_of_the_host(start):
+    system = start()
+    seen = said(system, "cat /proc/1/cmdline /proc/1/comm; cat /proc/1/environ 2>/dev/null || true")
+    assert seen.strip("\0\n ").replace("\0", "") == "sandbox-init" + "sandbox-init"
+    assert system.run(["ls", "/proc/1/root/"]).returncode
+
+
+def test_auto_says_why_it_does_not_take_it(runtime, place, monkeypatch):
+    why = "its sandboxes do not hold on this kernel: ptrace: process 1 can be traced"
+    monkeypatch.setattr(trial, "_try", lambda _machine: trial.Trial(why, "use runc"))
+    monkeypatch.setattr(trial, "FORMAT", -1)  # what is known of this boot does not count
+    chosen = OciRuntime(folder=place / "oci", launcher="auto")
+    try:
+        assert any(why in note for note in chosen.info().notes)
+        assert chosen.machine.launcher == "engine"
+    finally:
+        chosen.close()
+    with pytest.raises(RuntimeUnavailable, match="process 1 can be traced"):
+        OciRuntime(folder=place / "oci", launcher="direct").info()
+
+
+def test_the_self_test_is_made_once_a_boot(runtime, monkeypatch):
+    monkeypatch.setattr(trial, "FORMAT", -2)
+    assert trial.tried(runtime.machine).passed
+    kept = Path(runtime.store.root, "launcher.json")
+    before = kept.stat().st_mtime_ns
+    assert trial.tried(runtime.machine).passed
+    assert kept.stat().st_mtime_ns == before
+    time.sleep(0.01)
+    assert trial.tried(runtime.machine, fresh=True).passed
+    assert kept.stat().st_mtime_ns > before
