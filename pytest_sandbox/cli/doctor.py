@@ -256,6 +256,7 @@ def _oci(environ: Mapping[str, str], settings: Settings) -> list[Probe]:
     from pytest_sandbox.oci.probes import probe_all
     from pytest_sandbox.oci.store import Store
     from pytest_sandbox.oci.supervisor import Supervisor
+    from pytest_sandbox.runtimes.oci.machine import try_launcher
 
     supervisor = Supervisor(find_ids)
     try:
@@ -268,13 +269,16 @@ def _oci(environ: Mapping[str, str], settings: Settings) -> list[Probe]:
             fresh=True,
             thorough=True,
         )
+        findings = list(host.findings)
+        if host.usable:
+            findings.append(try_launcher(host, supervisor, store))
     except SandboxError as wrong:
         return [Probe(id="store", ok=False, what=wrong.what, next_step=wrong.next_step, fatal=True)]
     finally:
         supervisor.close()
     return [
         Probe(id=one.id, ok=one.ok, what=one.what, next_step=one.next_step, fatal=one.fatal)
-        for one in host.findings
+        for one in findings
     ]
 
 

@@ -21,6 +21,7 @@ COMPOSED = {
     "no-snapshotter",
     "engine-hangs",
     "engine-fails",
+    "no-direct",
     *(f"no-{name}" for name in NAMES if name != "fuse-overlayfs"),
 }
 """Ids that the sources put together, or give by position."""

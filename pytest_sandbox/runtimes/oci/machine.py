@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import RuntimeUnavailable
+from pytest_sandbox.oci.findings import Finding
 from pytest_sandbox.oci.ids import find_ids
 from pytest_sandbox.oci.probes import probe_all
 from pytest_sandbox.oci.store import Store
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.cgroup_access import Access
     from pytest_sandbox.oci.engines import Engine, Init
     from pytest_sandbox.oci.images import Image
+    from pytest_sandbox.oci.probes import Host
 
 _CONTROLLERS: Final = {"memory": "memory", "cpu": "cpus", "pids": "pids"}
 
@@ -101,11 +103,17 @@ class Machine:
             storage=self.snapshotter,
             disk_limit=False,
             notes=tuple(notes),
-            engine=f"{self.engine.name} {self.engine.text}",
+            engine=self._starts(),
             weak_limits=self.weak,
             weak_why=self.access.what if self.weak else "",
             weak_step=self.access.next_step if self.weak else "",
         )
+
+    def _starts(self) -> str:
+        """What starts sandboxes, in a word or two."""
+        if self.launcher == "direct":
+            return "direct"
+        return f"{self.engine.name} {self.engine.text}"
 
     def close(self) -> None:
         """End the supervisor, and every sandbox with it."""
@@ -131,12 +139,10 @@ def find_machine(
         supervisor.ids  # noqa: B018 - without ids nothing works: it is told here
         store = Store(root, supervisor, snapshotter)
         host = probe_all(store, engine=engine, snapshotter=snapshotter, environ=environ)
-        found, init, access = host.tools()
+        machine = _machine_of(host, supervisor, store)
     except BaseException:
         supervisor.close()
         raise
-    notes = tuple(one.what for one in host.findings if not one.ok)
-    machine = Machine(found, init, supervisor, store, access, host.snapshotter, problems=notes)
     if launcher in {"auto", "direct"}:
         try:
             _choose_direct(machine, wanted=launcher == "direct")
@@ -144,6 +150,26 @@ def find_machine(
             supervisor.close()
             raise
     return machine
+
+
+def _machine_of(host: Host, supervisor: Supervisor, store: Store) -> Machine:
+    """From what was found. Raises Lacking where sandboxes cannot run."""
+    found, init, access = host.tools()
+    notes = tuple(one.what for one in host.findings if not one.ok)
+    return Machine(found, init, supervisor, store, access, host.snapshotter, problems=notes)
+
+
+def try_launcher(host: Host, supervisor: Supervisor, store: Store) -> Finding:
+    """The direct launcher's self-test, made anew, for doctor. Raises Lacking."""
+    from pytest_sandbox.runtimes.oci.launchers.attacks import ATTACKS
+    from pytest_sandbox.runtimes.oci.launchers.direct.trial import tried
+
+    trial = tried(_machine_of(host, supervisor, store), fresh=True)
+    if trial.passed:
+        what = f"the direct launcher starts sandboxes, and {len(ATTACKS)} attacks from inside fail"
+        return Finding("direct", True, what)
+    what = f"the direct launcher is not used: {trial.why}"
+    return Finding("no-direct", False, what, trial.next_step)
 
 
 def _choose_direct(machine: Machine, *, wanted: bool) -> None:

@@ -184,7 +184,7 @@ class Agent:
         group: Group | None,
     ) -> tuple[int, int]:
         """A new process, and its status where its program cannot run."""
-        if self._quick is not None and "trial" not in message and message.get("tty") is None:
+        if self._quick is not None and "trial" not in message:
             folder = None if group is None else group.folder
             try:
                 pid, status = self._quick.begin(message, stdio, folder)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import resource
 import signal
-import struct
-import termios
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from pytest_sandbox.errors import MissingDirectory, UnknownUser
@@ -30,8 +27,6 @@ OOM_SCORE: Final = b"900"
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them, and a program would inherit that."""
 CANNOT: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR, errno.ELOOP})
-_TIOCGPTN: Final = 0x80045430
-_TIOCSPTLCK: Final = 0x40045431
 
 
 class Confinement(NamedTuple):
@@ -62,8 +57,6 @@ def become(
         os.setsid()
         for number in _DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
-        if message.get("tty") is not None:
-            stdio = [_terminal(message["tty"], channel)] * 3
         for standard, descriptor in enumerate(stdio):
             os.dup2(descriptor, standard)
         user = _confine(confinement, message)
@@ -189,20 +182,3 @@ def candidates(name: bytes, path: bytes) -> list[bytes]:
         return [name]
     folders = (path or DEFAULT_PATH.encode()).split(b":")
     return [os.path.join(folder or b".", name) for folder in folders]  # noqa: PTH118
-
-
-def _terminal(size: list[int], channel: socket.socket) -> int:
-    """A new terminal of the sandbox's own, as the controlling one; its other end is said as
-    `console`. pty(7), TIOCSCTTY of ioctl_tty(2).
-    """
-    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-    master = os.open("/dev/pts/ptmx", flags)
-    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-    number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, struct.pack("I", 0)))[0]
-    terminal = os.open(f"/dev/pts/{number}", flags)
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    if all(size):
-        rows, columns = size
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-    messages.send(channel, {"said": {"console": True}}, [master])
-    return terminal
