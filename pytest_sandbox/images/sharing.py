@@ -89,6 +89,11 @@ def upon(spec: ImageSpec, parts: Iterable[str], base: str, ground: str) -> Upon:
     return Upon(base, (command, *group_commands(spec.groups)), ground)
 
 
+def upon_beginning(spec: ImageSpec, base: str, ground: str) -> Upon:
+    """The same for an image on what `beginning` gives: all the rest, as it is alone."""
+    return Upon(base, spec.commands[len(beginning(spec).commands) :], ground)
+
+
 def upon_common(common: ImageSpec, base: str, ground: str) -> Upon:
     """The same for an image of `common_spec`."""
     return Upon(base, common.commands[-1:], ground)
@@ -132,5 +137,6 @@ __all__ = [
     "packages_of",
     "sizes_of",
     "upon",
+    "upon_beginning",
     "upon_common",
 ]

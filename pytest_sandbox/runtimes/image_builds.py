@@ -254,10 +254,14 @@ class ImageBuilds:
         from pytest_sandbox.images import sharing
 
         like = next(iter(specs.values()))
+        start = sharing.beginning(like)
+        first: Future[EnsuredImage] | None = None if start.plain else Future()
+        if first is not None:
+            self._start(partial(self._staged, first, start, None, None, ground))
         made: list[Future[EnsuredImage]] = [Future() for _ in stages]
         for stage, future in zip(stages, made, strict=True):
             spec = specs[stage.key] if stage.key else sharing.common_spec(like, stage.parts)
-            below = made[stage.upon] if stage.upon >= 0 else None
+            below = made[stage.upon] if stage.upon >= 0 else first
             task = partial(self._staged, future, spec, stage, below, ground)
             if below is None:
                 self._start(task)
@@ -276,16 +280,19 @@ class ImageBuilds:
         self,
         future: Future[EnsuredImage],
         spec: ImageSpec,
-        stage: Stage,
+        stage: Stage | None,
         below: Future[EnsuredImage] | None,
         ground: str,
     ) -> None:
+        """Build one, on what is below it; without a stage, what all of them begin with."""
         from pytest_sandbox.images import sharing
 
         def upon() -> Upon | None:
-            if below is None or below.exception() is not None:
+            if stage is None or below is None or below.exception() is not None:
                 return None  # what is wrong is told where somebody needs it
             base = below.result().info.name
+            if stage.upon < 0:
+                return sharing.upon_beginning(spec, base, ground)
             if stage.key:
                 return sharing.upon(spec, stage.parts, base, ground)
             return sharing.upon_common(spec, base, ground)

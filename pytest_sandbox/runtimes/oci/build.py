@@ -48,6 +48,7 @@ _PREDEFINED: Final = frozenset(
     for name in (word, word.upper())
 )
 """Build arguments that need no ARG, and that no history tells of (Docker's reference, ARG)."""
+_SAID: Final = 400
 _OVERHEAD: Final = 1
 """Init does not count against the limit of processes."""
 
@@ -143,7 +144,10 @@ class _Build:
             layered = self._store.snapshotter.layered
             self._draft = Draft(self._store, base, layered=layered)
             for number, instruction in enumerate(rest, 2):
-                self._begin(number, total, str(instruction))
+                what = f"RUN (installs {' '.join(instruction.packages)})"
+                self._begin(
+                    number, total, str(instruction), said=what if instruction.packages else ""
+                )
                 _DO[instruction.word](self, instruction)
                 if instruction.word != "LABEL":  # which tells of the whole image
                     self._before.append(str(instruction))
@@ -169,12 +173,12 @@ class _Build:
             details=details,
         )
 
-    def _begin(self, number: int, total: int, command: str) -> None:
+    def _begin(self, number: int, total: int, command: str, said: str = "") -> None:
         if time.monotonic() > self._deadline:
             raise self._late()
         self._step, self._command = f"{number}/{total}", command
         self._lines = build_run.Lines()
-        self._say(f"step {self._step}: {command}")
+        self._say(f"step {self._step}: {(said or command)[:_SAID]}")
 
     def _mention(self, what: str) -> None:
         self._say(f"step {self._step}: {what}")

@@ -54,9 +54,10 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_SANDBOX_CACHE", str(tmp_path / "cache"))
 
 
-def spec(*packages, base=BASE):
+def spec(*packages, certificates=()):
     needs = SystemRequirements(packages={"apt": tuple(sorted(packages))})
-    return derive_spec(needs, TARGET, families=load_families(overrides={"debian": base}))
+    families = load_families(overrides={"debian": BASE})
+    return derive_spec(needs, TARGET, families=families, certificates=certificates)
 
 
 def made(runtime, specs, rules=None, **more):
@@ -92,6 +93,19 @@ def test_what_they_have_in_common_is_installed_once():
     assert runtime.asked[1][1] == [sorted(HEAVY)], "what is common is tried before it is built"
     assert "resolving" in said
     assert any(line.startswith("built ") for line in said)
+
+
+def test_certificates_are_installed_once():
+    runtime = Resolving()
+    jq, make = (spec(name, certificates=["PEM"]) for name in ("jq", "make"))
+    found = made(runtime, [jq, make])
+    (first,) = found.keys() - {image_name(jq), image_name(make)}
+    assert found[first].files["certificates/pytest-sandbox-00.crt"] == b"PEM"
+    for one in (jq, make):
+        text = found[image_name(one)].dockerfile
+        assert text.startswith(f"FROM {first}\nLABEL ")
+        assert text.endswith("\n".join(["", *one.commands[2:], ""]))
+        assert "COPY" not in text
 
 
 def test_what_cannot_be_had_is_for_its_own_build_to_tell():
