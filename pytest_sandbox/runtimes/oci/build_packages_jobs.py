@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.snapshots import find_snapshotter
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.supervisor import Call
 
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CONFINED: Final = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
 _RESOLVED: Final = "resolved"
 """Where a manager writes what the sets consist of, in what is mounted."""
 _MOST: Final = 1 << 20
@@ -87,7 +89,7 @@ def gather(call: Call) -> dict[str, Any]:
     args = call.args
     place, upper = Path(call.room, args["name"]), Path(args["folder"], "upper")
     pattern = re.compile(args["archive"])
-    told = [_read(place / _RESOLVED / str(number)) for number in range(args["sets"])]
+    told = [_read(place, f"{_RESOLVED}/{number}") for number in range(args["sets"])]
     if args["new"]:
         target = Path(args["new"])
         for name in ("ground", "archives"):
@@ -184,12 +186,17 @@ def _copied(source: Path, target: Path) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def _read(file: Path) -> str | None:
-    """A small file that a sandbox wrote; None where it wrote none."""
+def _read(place: Path, path: str) -> str | None:
+    """A small file that a sandbox wrote; None where it wrote none. No link is followed."""
+    top = os.open(place, _FOLDER)
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = linux.openat2(
+            top, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, resolve=_CONFINED
+        )
     except OSError:
         return None
+    finally:
+        os.close(top)
     with os.fdopen(descriptor, "rb") as source:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None

@@ -146,6 +146,25 @@ def test_a_failure_that_old_lists_can_explain_is_tried_once_more(make):
     assert make("one")["one.index"] != index
 
 
+def test_a_base_that_lies_reaches_nothing_of_the_host(make, runtime):
+    """Its manager leaves links where files are looked for, and devices and pipes among them."""
+    bad = (
+        "RUN mkdir -p /real && cat /bin/apk >/real/apk && rm /bin/apk && { echo '#!/bin/sh';"
+        f" echo 'cd {KEPT} && ln -s /etc resolved; ln -s /etc/shadow lists; ln -s / all;"
+        " mkdir -p apk partial; ln -s /etc/hostname apk/link.apk; mkfifo pipe;"
+        ' echo 1 >partial/half.apk; exec /real/apk "$@"\'; } >/bin/apk && chmod 755 /bin/apk'
+        " && chmod 755 /real/apk"
+    )
+    make("one", before=[bad])
+    (ground,) = (runtime.store.root / build_packages.FOLDER).iterdir()
+    (generation,) = ground.iterdir()
+    found = [path for path in generation.rglob("*") if not path.is_dir() or path.is_symlink()]
+    assert not [path for path in found if path.is_symlink() or path.is_fifo()]
+    assert sorted(path.name for path in found if path.parent.name != "sets") == [
+        "INDEX", "meta.json", "one.apk",
+    ]  # fmt: skip
+
+
 def test_lists_that_cannot_be_had_are_told(make):
     with pytest.raises(BuildFailed, match="temporary error: the mirror") as caught:
         make("one", before=["RUN touch /broken"])
