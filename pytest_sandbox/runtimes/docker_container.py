@@ -35,8 +35,7 @@ class DockerContainer:
         return docker_records.is_running(self._client, self.id)
 
     def was_out_of_memory(self, seconds: float, patience: float = 0.0, known: int = 0) -> bool:
-        del known  # its record has the times
-        return docker_records.was_out_of_memory(self._client, self.id, seconds, patience)
+        return docker_records.was_out_of_memory(self._client, self.id, seconds, patience, known)
 
     def counters(self) -> Counters:
         return Counters()  # the sandbox sees its own cgroup
