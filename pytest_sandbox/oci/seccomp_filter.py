@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from pytest_sandbox.errors import Blame, RuntimeUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _LIBRARY: Final = "libseccomp.so.2"
@@ -43,7 +43,11 @@ _BINARY_TREE: Final = 2
 _UNKNOWN: Final = -1
 """What libseccomp says of a name that it does not know (__NR_SCMP_ERROR)."""
 _EPERM: Final = 1
-_CLONE3: Final = 435
+# Classic BPF, as linux/filter.h has it, and where struct seccomp_data has the architecture.
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN, _ARCH = 0x20, 0x54, 0x15, 0x35, 0x06, 4
+_X32: Final = 0x40000000
+_X86_64: Final = 0xC000003E
+_X32_TOKEN: Final = 0x4000003E
 _KNOWN: Final = {"defaultAction", "defaultErrnoRet", "architectures", "syscalls"}
 
 
@@ -99,10 +103,7 @@ def compile_filter(profile: Mapping[str, Any]) -> bytes:
     try:
         own = library.seccomp_arch_native()
         for name in profile.get("architectures", ()):
-            plain = name.removeprefix("SCMP_ARCH_").lower().encode()
-            token = library.seccomp_arch_resolve_name(plain)
-            if token == 0:
-                _refuse(f"libseccomp does not know the architecture {name}")
+            token = _token(library, name)
             if token != own:
                 _done(library.seccomp_arch_add(filtered, ctypes.c_uint32(token)), name)
         # Old libraries have no tree; the filter is the same then, but slower.
@@ -114,39 +115,72 @@ def compile_filter(profile: Mapping[str, Any]) -> bytes:
         library.seccomp_release(filtered)
 
 
-def split_clone3(profile: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """The profile with clone3 allowed, and the errno that it says of clone3 itself (0: allowed).
+def split(
+    profile: Mapping[str, Any], needed: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The profile with the calls `needed` allowed, and the errno that it has for each of these
+    (none for what it allows). Together with `deny` of them, the first is the profile.
 
-    For a process that has to start others into a control group: the filter goes on it once, and
-    each of its children puts `deny_clone3` on itself. Both together say what the profile says.
+    For a process that needs some calls which those that it starts must not have: it puts the first
+    on itself, once, and each of them the second, which is small.
     """
-    number = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
+    wanted = set(needed)
+    default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
+    outcomes = dict.fromkeys(wanted, default)
     rules = []
     for rule in profile.get("syscalls", ()):
-        if "clone3" in rule["names"]:
-            if rule.get("args"):
-                _refuse("conditions on clone3 are not supported")
-            number = _action(rule["action"], rule.get("errnoRet"))
-        names = [name for name in rule["names"] if name != "clone3"]
+        hit = wanted.intersection(rule["names"])
+        if hit and rule.get("args"):
+            _refuse(f"conditions on {min(hit)} are not supported")
+        outcomes.update(dict.fromkeys(hit, _action(rule["action"], rule.get("errnoRet"))))
+        names = [name for name in rule["names"] if name not in wanted]
         if names:
             rules.append({**rule, "names": names})
-    rules.append({"names": ["clone3"], "action": "SCMP_ACT_ALLOW"})
-    changed = {**profile, "syscalls": rules}
-    return changed, 0 if number == _ACTIONS["SCMP_ACT_ALLOW"] else number & 0xFFFF or _EPERM
+    rules.append({"names": sorted(wanted), "action": "SCMP_ACT_ALLOW"})
+    allowed = _ACTIONS["SCMP_ACT_ALLOW"]
+    denied = {
+        name: outcome & 0xFFFF or _EPERM for name, outcome in outcomes.items() if outcome != allowed
+    }
+    return {**profile, "syscalls": rules}, denied
 
 
-def deny_clone3(number: int) -> bytes:
-    """A small filter: clone3 fails with this errno, whatever the architecture (the number of the
-    call is the same for all, but for the bit of x32); all else is allowed.
+def deny(calls: Mapping[str, int], architectures: Iterable[str]) -> bytes:
+    """A filter that gives each of some calls its errno and allows all else; `architectures` as in
+    the profile. libseccomp's own would test one number after the other: here few instructions are
+    run for each, and so it is quickly put on (the kernel tries every call there is).
     """
-    instructions = (
-        (0x20, 0, 0, 0),  # load the call's number
-        (0x54, 0, 0, 0xBFFFFFFF),  # without the bit of x32
-        (0x15, 0, 1, _CLONE3),  # if it is clone3
-        (0x06, 0, 0, _ACTIONS["SCMP_ACT_ERRNO"] | number),
-        (0x06, 0, 0, _ACTIONS["SCMP_ACT_ALLOW"]),
-    )
-    return b"".join(struct.pack("=HBBI", *one) for one in instructions)
+    if not calls:
+        return b""
+    library = _library()
+    program = [(_LOAD, 0, 0, _ARCH)]
+    tokens: dict[int, dict[int, int]] = {}
+    for name in architectures:
+        token = _token(library, name)
+        numbers = {
+            library.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(token), call.encode()): errno
+            for call, errno in calls.items()
+        }
+        # x32 has the numbers of x86_64 with one bit more, and its architecture.
+        known = {number & ~_X32: errno for number, errno in numbers.items() if number >= 0}
+        kind = _X86_64 if token == _X32_TOKEN else token
+        tokens.setdefault(kind, {}).update(known)
+    for token, found in tokens.items():
+        mask = [(_AND, 0, 0, 0xFFFFFFFF ^ _X32)] if token == _X86_64 else []
+        section = [(_LOAD, 0, 0, 0), *mask, *_search(sorted(found.items()))]
+        program += [(_EQUAL, 0, len(section), token), *section]
+    program.append((_RETURN, 0, 0, _ACTIONS["SCMP_ACT_ALLOW"]))
+    return b"".join(struct.pack("=HBBI", *one) for one in program)
+
+
+def _search(found: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+    """By halves; the call's number is loaded."""
+    if len(found) == 1:
+        number, errno = found[0]
+        refuse = (_RETURN, 0, 0, _ACTIONS["SCMP_ACT_ERRNO"] | errno)
+        return [(_EQUAL, 0, 1, number), refuse, (_RETURN, 0, 0, _ACTIONS["SCMP_ACT_ALLOW"])]
+    half = len(found) // 2
+    low, high = _search(found[:half]), _search(found[half:])
+    return [(_AT_LEAST, len(low), 0, found[half][0]), *low, *high]
 
 
 def _add(library: Any, context: Any, rule: Mapping[str, Any], default: int) -> None:
@@ -179,6 +213,14 @@ def _conditions(args: Any) -> Iterator[list[_Compare]]:
         yield found
     else:
         yield from ([one] for one in found)
+
+
+def _token(library: Any, name: str) -> int:
+    plain = name.removeprefix("SCMP_ARCH_").lower().encode()
+    token = int(library.seccomp_arch_resolve_name(plain))
+    if token == 0:
+        _refuse(f"libseccomp does not know the architecture {name}")
+    return token
 
 
 def _action(name: str, number: int | None) -> int:

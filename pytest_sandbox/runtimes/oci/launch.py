@@ -68,8 +68,14 @@ def start(call: Call) -> dict[str, Any]:
     (paths that were made for mounts), `shell` (the image has one), `ports`, `notes`. The process
     is watched with the caller's channel; at its end `clear` gives the Usage of its cgroup.
     Where the order asks for a check, `refused` alone is 126 or 127: nothing was started.
+
+    `args` may be no more than `kind`, `id`, `folder` and `notes`; `unknown` alone says that this
+    process has not had an order of that kind.
     """
-    launch = _Launch(call, Order.read(call.args))
+    order = _order(call.args)
+    if order is None:
+        return {"unknown": True}
+    launch = _Launch(call, order)
     try:
         told = launch.run()
         if "refused" in told:
@@ -80,9 +86,21 @@ def start(call: Call) -> dict[str, Any]:
         raise
 
 
-class _Known(NamedTuple):
-    """What is the same for all starts of one kind."""
+def _order(args: Mapping[str, Any]) -> Order | None:
+    if "config" in args:
+        return Order.read(dict(args))
+    known = _KNOWN.get(args["kind"])
+    if known is None:
+        return None
+    return known.order._replace(
+        id=args["id"], folder=args["folder"], notes=tuple(args["notes"])
+    )
 
+
+class _Known(NamedTuple):
+    """What is the same for all starts of one kind; `order` is that of the first."""
+
+    order: Order
     spec: dict[str, Any]
     prepared: Prepared
     shell: bool
@@ -118,7 +136,7 @@ class _Launch:
             self._make_place()
         self._mount_root()
         if (known := self._known()) is not None:
-            return self._start(*known)
+            return self._start(*known[1:])
         binds = [self._bind(index, mount) for index, mount in enumerate(order.mounts)]
         etc = etc_files.engine_binds(str(self._place / "etc"))
         request = root_request(
@@ -136,12 +154,12 @@ class _Launch:
         if order.tty and all(order.size):
             rows, columns = order.size
             spec["process"]["consoleSize"] = {"height": rows, "width": columns}
-        known = _Known(spec, prepared, told["shell"], self._texts, {})
+        known = _Known(order, spec, prepared, told["shell"], self._texts, {})
         if self._light and order.kind:
             _KNOWN[order.kind] = known
             while len(_KNOWN) > _MOST_KNOWN:
                 _KNOWN.popitem(last=False)
-        return self._start(*known)
+        return self._start(*known[1:])
 
     def _known(self) -> _Known | None:
         """What an earlier start of the same kind has found out."""

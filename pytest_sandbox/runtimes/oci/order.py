@@ -104,6 +104,10 @@ class Order(NamedTuple):
             "tmpfs": dict(self.tmpfs),
         }
 
+    def short(self) -> dict[str, Any]:
+        """As JSON carries it to who knows the kind."""
+        return {"kind": self.kind, "id": self.id, "folder": self.folder, "notes": self.notes}
+
     def digest(self) -> str:
         """What all orders of its kind have in common, as a hash."""
         plain = self._replace(id="", folder="", notes=(), kind="").document()

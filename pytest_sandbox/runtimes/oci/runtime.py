@@ -89,6 +89,8 @@ class OciRuntime:
         self._machine: Machine | None = None
         self._systems: set[LiveSystem] = set()
         self._numbers = itertools.count(1)
+        self._told: set[str] = set()
+        """Kinds of orders that a worker has had."""
         self._orders: list[tuple[SandboxSpec, tuple[str, ...], str, Order]] = []
         self._folder = RunFolder()
         self._owner: Owner | None = None
@@ -348,7 +350,18 @@ class OciRuntime:
         )
 
     def _open(self, order: Order, fds: list[int]) -> tuple[Channel, dict[str, Any]]:
-        channel = self.supervisor.open(_START, order.document(), fds)
+        if order.kind in self._told:
+            channel, started = self._ask(order.short(), fds)
+            if "unknown" not in started:
+                return channel, started
+            channel.close()
+        found = self._ask(order.document(), fds)
+        if order.kind:
+            self._told.add(order.kind)
+        return found
+
+    def _ask(self, document: dict[str, Any], fds: list[int]) -> tuple[Channel, dict[str, Any]]:
+        channel = self.supervisor.open(_START, document, fds)
         try:
             return channel, channel.result()
         except BaseException:

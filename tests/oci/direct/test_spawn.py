@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sandbox.oci import linux
-from pytest_sandbox.oci.seccomp_filter import deny_clone3
+from pytest_sandbox.oci.seccomp_filter import compile_filter
 from pytest_sandbox.runtimes.oci.launchers.direct.spawn import Row, failed, numbers, spawn
 
 CALLS = numbers()
@@ -95,9 +95,11 @@ def confinement():
 
 
 def test_the_filter_of_a_command_is_on_it_alone():
-    code = ctypes.create_string_buffer(deny_clone3(errno.ENOSYS))
+    plain = [{"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}]
+    text = compile_filter({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": plain})
+    code = ctypes.create_string_buffer(text, len(text))
     # struct sock_fprog
-    program = (ctypes.c_uint64 * 2)(5, ctypes.addressof(code))
+    program = (ctypes.c_uint64 * 2)(len(text) // 8, ctypes.addressof(code))
     rows = [
         Row(CALLS.prctl, (linux.PR_SET_NO_NEW_PRIVS, 1)),
         Row(CALLS.prctl, (linux.PR_SET_SECCOMP, 2, ctypes.addressof(program))),

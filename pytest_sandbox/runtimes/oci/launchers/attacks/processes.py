@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -37,6 +39,8 @@ _PRIVATE: Final = (
 _SHOWN: Final = ("cgroup", "cmdline", "comm", "environ", "maps", "mountinfo", "stat", "status")
 _PTRACE_SEIZE: Final = 0x4206
 _PTRACE_DETACH: Final = 17
+_GET_SEALS: Final = 1034
+_SEAL_WRITE: Final = 8
 _MOST: Final = 1 << 20
 
 
@@ -237,6 +241,28 @@ def _started() -> bytes:
     return b"".join(read("/proc/1/stat").rpartition(b")")[2].split()[19:20])
 
 
+def _own_program(_: Outside) -> str | None:
+    """The program that this process runs, if it is none of the sandbox, can never be written to.
+
+    Before its own program, a command is the launcher's: `/proc/self/exe` as a script's interpreter
+    keeps it open (CVE-2019-5736). "Busy" is no refusal, since that ends.
+    """
+    if not foreign(os.getpid()):
+        return None
+    program = os.open("/proc/self/exe", os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            if fcntl.fcntl(program, _GET_SEALS) & _SEAL_WRITE:
+                return None
+        os.close(os.open("/proc/self/exe", os.O_WRONLY))
+    except OSError as error:
+        if error.errno != errno.ETXTBSY:
+            return None
+    finally:
+        os.close(program)
+    return f"{os.readlink('/proc/self/exe')} can be written to"
+
+
 def _parent(_: Outside) -> str | None:
     """The parent of a command is in the sandbox, or cannot be named from here."""
     parent = os.getppid()
@@ -256,5 +282,6 @@ ATTACKS: Final = (
     Attack("ptrace", "ptrace, process_vm_readv of a foreign pid 1", _ptrace),
     Attack("pidfd", "descriptors of a foreign pid 1 by pidfd_getfd", _take_descriptor),
     Attack("kill-first", "SIGKILL to pid 1, every signal to a foreign one", _kill_first),
+    Attack("launcher-program", "the launcher's own program written to", _own_program),
     Attack("parent", "the process that started the command", _parent),
 )

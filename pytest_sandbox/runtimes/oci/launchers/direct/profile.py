@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from pytest_sandbox.errors import UsageError
 from pytest_sandbox.oci.cgroups import Layout
-from pytest_sandbox.oci.seccomp_filter import deny_clone3, filter_for, split_clone3
+from pytest_sandbox.oci.seccomp_filter import deny, filter_for, split
 from pytest_sandbox.oci.spec.mounts import under
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ _KNOWN: Final[Mapping[str, set[str]]] = {
 _NAMESPACES: Final = {"user", "pid", "ipc", "uts", "mount", "cgroup", "network"}
 _WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio", "freezer", "devices")
 """The controllers of control groups v1 that a sandbox's processes are put into."""
+_NEEDED: Final = (
+    *("clone3", "mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr"),
+    "sethostname",
+)
+"""What process 1 does under its filter, and no command may: it takes its root, and starts commands
+in their cgroups.
+"""
 _KEPT: Final = 8
 _FILTERS: list[tuple[Mapping[str, Any], tuple[bytes, bytes]]] = []
 
@@ -60,6 +67,8 @@ class Profile(NamedTuple):
     """Where the v2 tree is shown: "unified" below the others, "." alone; empty for nowhere."""
     limits: Mapping[str, float]
     """Those of the group: keywords of cgroups.limit."""
+    bounding: tuple[str, ...]
+    """The capabilities that nothing in the sandbox can have more than."""
     filter: bytes
     deny: bytes
     """The filter of each command on top of `filter`; empty for none."""
@@ -85,6 +94,7 @@ def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) 
         "gids": _ranges(linux["gidMappings"]),
         "hierarchies": names,
         "unified": unified,
+        "bounding": tuple(sorted(spec["process"]["capabilities"]["bounding"])),
         "limits": _limits(linux.get("resources", {})) if cgroups is not None else {},
     }
     key = json.dumps([parts, hash(program)], sort_keys=True)
@@ -98,8 +108,8 @@ def _compiled(profile: Mapping[str, Any], filters: Path) -> tuple[bytes, bytes]:
     for known, found in _FILTERS:
         if known is profile:
             return found
-    changed, number = split_clone3(profile)
-    found = filter_for(changed, filters), deny_clone3(number) if number else b""
+    first, denied = split(profile, _NEEDED)
+    found = filter_for(first, filters), deny(denied, profile["architectures"])
     _FILTERS.append((profile, found))
     del _FILTERS[:-_KEPT]
     return found

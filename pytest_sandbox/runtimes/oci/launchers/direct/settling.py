@@ -29,21 +29,24 @@ def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> 
 
     The order's descriptors: the root's tree, the control channel, then the tree of each bind.
     """
+    if profile.network:
+        privileges.loopback_up()
+    privileges.confine_blank(profile.bounding, profile.filter)
     messages.send(channel, {"staged": True})
     received = messages.receive(channel)
     if received is None:
         os._exit(0)
     order, (tree, control, *trees) = received
     _take_root(stage, profile, order, tree, trees)
+    messages.send(channel, {"settled": True})
+    linux.umount(".", linux.MNT_DETACH)  # the old root is on top of the new one
+    os.chdir("/")
     if order["hostname"]:
         socket.sethostname(order["hostname"])
-    if profile.network:
-        privileges.loopback_up()
     process = order["process"]
     os.umask(process["user"].get("umask", 0o022))
     confinement = Confinement.of(process, order["user"], profile.deny)
-    messages.send(channel, {"settled": True})
-    privileges.confine_agent(process, profile.filter, guarded=order["guarded"])
+    privileges.confine_agent(process, guarded=order["guarded"])
     with contextlib.suppress(OSError):  # its maker may not wait for this
         messages.send(channel, {"confined": True})
     channel.close()
@@ -86,8 +89,6 @@ def _take_root(
         os.close(again)
     os.fchdir(root)
     linux.pivot_root(".", ".")
-    linux.umount(".", linux.MNT_DETACH)
-    os.chdir("/")
 
 
 def _write(path: str, text: str) -> int:
