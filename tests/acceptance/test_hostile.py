@@ -69,8 +69,9 @@ CASES = {
         "install: limit: hit the output limit in loud: step 1 (run_command)*",
         [],
     ),
-    "kills-its-parent": (step("kill -9 $PPID; sleep 1"), "install: recipe: *", []),
-    "kills-everything": (step("kill -9 -1; sleep 1"), "install: recipe: *", []),
+    # Where neither reaches anything (process 1 of the direct launcher), their own status counts.
+    "kills-its-parent": (step("kill -9 $PPID; sleep 1; exec false"), "install: recipe: *", []),
+    "kills-everything": (step("kill -9 -1; sleep 1; exec false"), "install: recipe: *", []),
     "forges-by-exit": (step("exit 0", verify="false"), "verify: recipe: *", []),
     "forges-by-background": (
         step(

@@ -28,7 +28,7 @@ _ENTER = 'mount --bind "$1" "$2" && cd "$2" && shift 2 && exec "$@"'
 def home() -> Iterator[Path]:
     """A folder of that user's own, for bases and sandboxes."""
     if os.geteuid() != 0:
-        pytest.skip("this run is an ordinary user's: oci-shell and oci-exec show it already")
+        pytest.skip("this run is an ordinary user's: oci-shell and oci-direct show it already")
     try:
         account = pwd.getpwnam(USER)
     except KeyError:
@@ -78,7 +78,7 @@ def test_the_suite_is_green_for_an_ordinary_user(home: Path):
         missing(f"{USER} cannot run {python}: {tried.stdout.strip()[-300:]}")
     assert int(tried.stdout) == pwd.getpwnam(USER).pw_uid != 0
     done = as_user(
-        home, str(python), "-m", "pytest", "tests/contract", "-k", "oci-shell or oci-exec",
+        home, str(python), "-m", "pytest", "tests/contract", "-k", "oci-shell or oci-direct",
         "-p", "no:cacheprovider", "--color=no", "-q",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20000:]
