@@ -22,7 +22,7 @@ APPLETS = (
     "sh cat cut dd echo env false grep head id kill ls mkdir mkfifo nc printf ps readlink rm sed "
     "seq setsid sleep sort stat tail test touch tr true wc xargs yes"
 )
-PYTHON = os.path.realpath(sys.executable)
+PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 COMMAND = [PYTHON, "-I", "-S", f"{FOLDER}/run.py"]
 """What runs the list inside; see _RUN for its arguments."""
 

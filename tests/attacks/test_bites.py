@@ -80,6 +80,7 @@ OF_NAIVE = (
     "proc-traces",
     "proc-descriptors",
     "ptrace",
+    "launcher-program",
     "chroot",
     "descriptors",
     "interfaces",

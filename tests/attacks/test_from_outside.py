@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_sandbox.errors import SandboxGone, SandboxTimeout
-from tests.attacks.interpreter import PYTHON
+from tests.attacks.interpreter import FOLDER, PACKAGE, PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +75,29 @@ def test_signals_reach_nobody_outside(
     assert neighbour.run(["echo", "usable"]).stdout == "usable\n"
     assert start().run(["echo", "usable"]).stdout == "usable\n"
     assert devices() == before
+
+
+STAGE = f"""
+import sys
+sys.path.insert(0, {FOLDER!r})
+from {PACKAGE} import ATTACKS, Outside
+print(next(one for one in ATTACKS if one.name == "launcher-program").run(Outside()))
+"""
+
+
+@pytest.mark.parametrize("way", ["script", "link", "path"])
+def test_the_launchers_own_program_is_no_handle_on_the_machine(
+    launcher: str, start: Callable[..., System], way: str
+):
+    """CVE-2019-5736: `/proc/self/exe`, executed where a command is still its launcher."""
+    system = start()
+    made = 'printf "#!%s -IS\\n%s" /proc/self/exe "$0" >/tmp/script; printf "%s" "$0" >/tmp/stage'
+    assert system.run(["sh", "-c", made, STAGE]).ok
+    assert system.run(["sh", "-c", "chmod 755 /tmp/script; ln -s /proc/self/exe /tmp/link"]).ok
+    words = {"script": ["/tmp/script"], "link": ["/tmp/link"], "path": ["/proc/self/exe"]}[way]
+    result = system.run([*words, *([] if way == "script" else ["-IS", "/tmp/stage"])])
+    # A shell of the sandbox that starts commands is nobody else's program, and no Python.
+    assert result.stdout == "None\n" if launcher == "direct" else result.stdout in ("None\n", "")
 
 
 BOMB = """

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.oci.supervisor import messages
+from pytest_sandbox.oci.supervisor import messages, sealed
 
 if TYPE_CHECKING:
     import socket
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT: Final = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 _PROGRAM: Final = (
-    "import json,sys\n"
+    "import json,os,sys\n"
+    "os.environ.pop('LD_LIBRARY_PATH',None)\n"
     "sys.path[:]=json.loads(sys.argv[2])\n"
     "from pytest_sandbox.oci.supervisor.process import main\n"
     "from pytest_sandbox.oci.supervisor.jobs import load\n"
@@ -88,6 +89,8 @@ def spawn() -> Child:
 def _interpreter(jobs: Sequence[str] = ()) -> Child:
     import subprocess
 
+    program = sealed.interpreter()
+    libraries = {"LD_LIBRARY_PATH": program.libraries} if program.libraries else {}
     mine, theirs = messages.pair()
     paths = [str(Path(__file__).resolve().parents[3]), *(path for path in sys.path if path)]
     channel = str(theirs.fileno())
@@ -98,11 +101,12 @@ def _interpreter(jobs: Sequence[str] = ()) -> Child:
     try:
         process = subprocess.Popen(
             command,
+            executable=program.path,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=[theirs.fileno()],
-            env=_ENVIRONMENT,
+            env=_ENVIRONMENT | libraries,
             start_new_session=True,
             cwd="/",
         )
@@ -112,6 +116,8 @@ def _interpreter(jobs: Sequence[str] = ()) -> Child:
         raise
     finally:
         theirs.close()
+        if program.descriptor >= 0:
+            os.close(program.descriptor)
     process.returncode = 0  # Child waits for it
     return Child(process.pid, mine, log)
 
@@ -119,8 +125,10 @@ def _interpreter(jobs: Sequence[str] = ()) -> Child:
 def fork(jobs: Sequence[str] = ()) -> Child:
     """A fork of this process, which must have no threads yet, and no files open that matter.
 
-    `jobs` are modules of jobs that it will need.
+    `jobs` are modules of jobs that it will need. A user's own interpreter is not forked: sealed.
     """
+    if sealed.is_ours():
+        return _interpreter(jobs)
     mine, theirs = messages.pair()
     log = os.memfd_create("pytest-sandbox-supervisor")
     pid = os.fork()
