@@ -149,6 +149,7 @@ _X32_CALLS: Final = (
     ("pivot_root", None, None),
     ("perf_event_open", None, 0, -1, -1, 0),
     ("open_tree", -1, None, 1),
+    ("clone3", None, 88),
 )
 
 
@@ -190,7 +191,18 @@ def _i386_clone(_: Outside) -> str | None:
             os._exit(0)
         return result
 
-    return _verdict("32-bit clone into a new user namespace", *_apart(clone))
+    def clone3(gate: _Gate) -> int:
+        arguments = struct.pack("=11Q", _NEW_USER, 0, 0, 0, signal.SIGCHLD, *[0] * 6)
+        result = gate.call(435, gate.put(arguments), len(arguments))
+        if result == 0:
+            os._exit(0)
+        return result
+
+    found = [
+        _verdict(f"32-bit {name} into a new user namespace", *_apart(run))
+        for name, run in (("clone", clone), ("clone3", clone3))
+    ]
+    return first(found)
 
 
 def _i386_socketcall(_: Outside) -> str | None:
@@ -252,7 +264,7 @@ ATTACKS: Final = (
     Attack("clock", "the machine's clock set", _clock),
     Attack("socket-families", "AF_VSOCK, AF_ALG", _sockets),
     Attack("i386", "21 refused calls by int 0x80", _i386, _X86),
-    Attack("i386-clone", "a user namespace by a 32-bit clone", _i386_clone, _X86),
+    Attack("i386-clone", "a user namespace by a 32-bit clone, clone3", _i386_clone, _X86),
     Attack("i386-socketcall", "AF_VSOCK, AF_ALG by a 32-bit socketcall", _i386_socketcall, _X86),
     Attack("x32", "refused calls with x32 numbers", _x32, _X86),
 )
