@@ -161,6 +161,7 @@ class RecipeItem(pytest.Function):
     plan_for: Callable[[Target], Plan]
     target: Target
     run_session: RunSession
+    expected = False
 
     def plan(self) -> Plan:
         """What is to be done on the item's target. Raises PlanError."""
@@ -177,6 +178,7 @@ class RecipeItem(pytest.Function):
         proof = Proof(
             session, self.tool, self.plan, self.target, outcome, node=node, further=self._further
         )
+        proof.expected = self.expected
         try:
             proof.run()
         except Unproved as reason:
@@ -200,7 +202,8 @@ class RecipeItem(pytest.Function):
         from pytest_sandbox.pipeline import Outcome, Proof
 
         outcome = Outcome(self.tool, self.target)
-        Proof(self.run_session, self.tool, self.plan, self.target, outcome).expect()
+        proof = Proof(self.run_session, self.tool, self.plan, self.target, outcome)
+        self.expected = proof.expect()
 
     def _further(self, system: object, plan: object) -> None:
         self.config.hook.pytest_sandbox_prove(config=self.config, system=system, plan=plan)

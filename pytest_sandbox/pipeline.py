@@ -100,10 +100,13 @@ class Proof:
     """The item's name, for folders and the names of sandboxes."""
     further: Callable[[System, Plan], object] | None = None
     """Proofs after verify, in the same system."""
+    expected: bool = False
+    """Whether `expect` had the first system started, perhaps on another object."""
     _ends: float = 0.0
 
-    def expect(self) -> None:
-        """Have the first system of this proof started, where all that it needs is at hand.
+    def expect(self) -> bool:
+        """Have the first system of this proof started, where all that it needs is at hand; whether
+        that is so.
 
         Nothing is built or decided here, and nothing is raised: the proof itself will tell.
         """
@@ -111,7 +114,7 @@ class Proof:
 
         session = self.session
         if not session.is_open:
-            return
+            return False
         with suppress(SandboxError), session.clock.phase("resolve"):
             plan, programs, _ = self._resolve()
             wanted = requirements_of(plan, self.target)
@@ -126,6 +129,8 @@ class Proof:
                     no_new_privileges=trusted,
                     digest=ready.info.digest,
                 )
+                self.expected = True
+        return self.expected
 
     def run(self) -> None:
         """From plan to verdict."""
@@ -301,7 +306,7 @@ class Proof:
                 network=network,
                 no_new_privileges=fenced,
                 purpose=f"{self.name}-{self.target.id}",
-                ahead=EXPECTED if digest else None,
+                ahead=EXPECTED if digest and self.expected else None,
                 digest=digest,
             )
         try:
