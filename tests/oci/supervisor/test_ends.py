@@ -216,3 +216,28 @@ except SandboxError as error:
     assert found["what"]
     assert found["next_step"]
     assert found["left"] == []
+
+
+def test_a_process_that_is_made_ahead_is_taken_once_or_ends(client):
+    one = client("""
+from pytest_sandbox.oci.supervisor import spawn
+def made():
+    spawn.spawn_ahead(["pytest_sandbox.oci.layers.jobs"])
+    return spawn._ahead[0][1].pid
+taken = made()
+keeper = Supervisor(find_ids)
+keeper.start()
+other = Supervisor(find_ids)
+other.start()
+again, left = made(), made()
+spawn.forget_ahead()
+nobody = made()
+tell(taken=taken, pids=[keeper.pid, other.pid], ended=[again, left], nobody=nobody)
+sys.stdin.read()
+""")
+    found = one.hear()
+    assert found["pids"][0] == found["taken"] != found["pids"][1]
+    assert not any(alive(pid) for pid in found["ended"])
+    assert alive(found["nobody"])
+    one.process.kill()
+    assert soon(lambda: not alive(found["nobody"])), "it ends with who made it"
