@@ -151,8 +151,11 @@ def _spawn_ahead(state: State) -> None:
     """The process that works for sandboxes starts while pytest collects."""
     config = state.config
     starts = state.settings.runtime in {"auto", "oci"} and sys.platform == "linux"
-    controls = getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None)
-    if not starts or controls or config.option.collectonly:
+    options = config.option
+    others_work = getattr(options, "numprocesses", None) or getattr(options, "tx", None)
+    if others_work and not hasattr(config, "workerinput"):
+        return
+    if not starts or options.collectonly:
         return
     if not config.hook.pytest_sandbox_runtime.get_hookimpls():
         from pytest_sandbox.runtimes.oci import ahead
