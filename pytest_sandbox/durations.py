@@ -27,9 +27,12 @@ PHASES: Final = (
 OWN: Final = ("install", "verify", "prove")
 """The phases in which a recipe's own steps and checks run; all others are this plugin's."""
 
-RUN: Final = ("start", "collect", "engine", "tests", "teardown", OTHER)
+RUN: Final = (
+    "start", "collect", "resolve", "image", "build", "engine", "acquire", "tests", "teardown",
+    OTHER,
+)  # fmt: skip
 """The parts of a run outside of items. start: Python and pytest, until plugins are configured;
-tests: items that use no sandbox.
+tests: items that use no sandbox. What the first item will need is prepared before it.
 """
 
 WORKER_OUTPUT: Final = "sandbox_durations"
