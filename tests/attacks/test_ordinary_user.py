@@ -8,14 +8,11 @@ import re
 import subprocess
 import sys
 import sysconfig
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.contract.conftest import missing
-from tests.contract.test_ordinary_user import USER, as_user
+from tests.contract.test_ordinary_user import ROOT, USER, as_user
 from tests.contract.test_ordinary_user import home as home  # a fixture  # noqa: PLC0414
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ENGINES = "runc or direct"
 
@@ -27,8 +24,11 @@ def own_interpreter(home: Path) -> Path:
     base = getattr(sys, "_base_executable", sys.executable)
     words = [base, "-m", "venv", "--copies", "--without-pip", str(home / "own")]
     subprocess.run(words, check=True, capture_output=True)
+    ours = Path(sysconfig.get_path("purelib"))
+    if ours.is_relative_to(ROOT):
+        ours = home / "project" / ours.relative_to(ROOT)
     packages = next((home / "own/lib").glob("python*/site-packages"))
-    (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "tests.pth").write_text(f"{ours}\n")
     account = pwd.getpwnam(USER)
     for path in (home / "own").rglob("*"):
         os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
@@ -37,7 +37,8 @@ def own_interpreter(home: Path) -> Path:
 
 def test_the_attacks_are_refused_for_an_ordinary_user(home: Path):
     python = own_interpreter(home)
-    if (tried := as_user(home, str(python), "-c", "import pytest")).returncode:
+    look = "import os, pytest, sys; print(os.stat(sys.executable).st_uid == os.geteuid())"
+    if (tried := as_user(home, str(python), "-c", look)).stdout != "True\n":
         missing(f"{USER} cannot run {python}: {tried.stdout.strip()[-300:]}")
     done = as_user(
         home, str(python), "-m", "pytest", "tests/attacks", "-k", ENGINES, "--color=no", "-q",
