@@ -45,7 +45,8 @@ def ground_of(request: BuildRequest, **parts: Any) -> str:
         for name, data in sorted(request.files.items())
         if name != "Dockerfile"
     }
-    return ground_key(request.target.family, {"arch": request.target.arch, "files": files, **parts})
+    seen = {"arch": request.target.arch, "network": request.network, "files": files}
+    return ground_key(request.target.family, {**seen, **parts})
 
 
 @dataclass(slots=True)
