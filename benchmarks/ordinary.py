@@ -47,7 +47,7 @@ def contest(field: Field, rounds: int) -> Contest:
     env["PYTHONPYCACHEPREFIX"] = str(home / "bytecode")
     words = [sys.executable, "-m", "benchmarks.ordinary", str(field.tar), str(rounds)]
     done = subprocess.run(
-        ["runuser", "-u", user, "--", *words],
+        ["setpriv", f"--reuid={user}", f"--regid={account.pw_gid}", "--init-groups", *words],
         cwd=home,
         env=env,
         stdin=subprocess.DEVNULL,

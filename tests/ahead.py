@@ -15,10 +15,12 @@ from pytest_sandbox.pool import Ahead, Pool
 if TYPE_CHECKING:
     from pytest_sandbox.runtimes.base import Owner, Runtime, SandboxSpec, System
 
+VARIABLE = "PYTEST_SANDBOX_TEST_AHEAD"
+
 
 def start(runtime: Runtime, spec: SandboxSpec, owner: Owner) -> System:
     """`runtime.start`, or a system of a pool where the variable is set."""
-    if not os.environ.get("PYTEST_SANDBOX_TEST_AHEAD") or spec.mounts:
+    if not os.environ.get(VARIABLE) or spec.mounts:
         return runtime.start(spec, owner)
 
     def digest(reference: str) -> str:

@@ -62,7 +62,7 @@ def test_main_job_on_debian_is_the_same_on_each_runtime(tmp_path, each_runtime):
     runs = {}
     for name in each_runtime:
         arguments = ("--sandbox", f"--sandbox-runtime={name}", "--sandbox-target=debian")
-        runs[name] = run_pytest(tmp_path, *arguments, "recipes")
+        runs[name] = run_pytest(tmp_path, *arguments, "--sandbox-durations", "recipes")
         _check_main_job(runs[name])
     first, *others = (run.told() for run in runs.values())
     for other in others:
@@ -83,4 +83,14 @@ def _check_main_job(run):
     docker = run.cases[f"docker::install[{target}]"].properties
     assert docker["sandbox.exit_status"] == "0"
     assert docker["sandbox.image"].startswith("tsuku/sandbox-cache:")
-    assert float(docker["sandbox.seconds.verify"]) > 0
+    for name, case in run.cases.items():
+        spent = {
+            key.rpartition(".")[2]: float(text)
+            for key, text in case.properties.items()
+            if key.startswith("sandbox.seconds.")
+        }
+        total = spent.pop("total")
+        assert sum(spent.values()) == pytest.approx(total, abs=0.002), name
+        assert spent["install"] > 0
+        assert ("verify" in spent) == (case.outcome == "passed")
+    assert "sandbox: where the time went" in run.output

@@ -36,6 +36,7 @@ RUNTIMES: dict[str, Callable[[], Runtime]] = {
     "oci-shell": lambda: OciRuntime(launcher="runc"),
     "oci-exec": lambda: OciRuntime(launcher="runc", fast_path=False),
     "oci-direct": lambda: OciRuntime(launcher="direct"),
+    "oci-direct-ahead": lambda: OciRuntime(launcher="direct"),
 }
 PODMAN = "PYTEST_SANDBOX_TEST_PODMAN"
 RUN = f"contract{secrets.token_hex(4)}"
@@ -56,6 +57,8 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
             if request.param == "podman":
                 # For the processes that tests start, too.
                 patch.setenv("DOCKER_HOST", os.environ.get(PODMAN) or podman_endpoint(os.environ))
+            if request.param.endswith("-ahead"):
+                patch.setenv(ahead.VARIABLE, "1")
             found = RUNTIMES[request.param]()
             info = found.info()
         except SandboxError as exc:
