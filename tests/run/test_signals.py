@@ -45,6 +45,15 @@ def test_signals_that_the_caller_blocks_are_not_blocked_inside(cli, image, clean
     assert int(seen.split()[1], 16) == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a real-time process")
+def test_a_caller_in_real_time_is_not_followed(cli, image, clean):
+    def become():
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+    words = ["run", "--rm", "--cpus", "1"] if cli.name == "self" else ["run", "--rm"]
+    assert cli.good(*words, image, "echo", "fine", preexec_fn=become) == "fine\n"
+
+
 def test_a_signal_reaches_a_command_of_exec(cli, image):
     identity = cli.good("run", "-d", "--rm", image, "sleep", "1000").strip()
     with cli.start("exec", identity, "sh", "-c", trap("INT"), stdout=subprocess.PIPE) as process:

@@ -25,6 +25,9 @@ def settle(client: socket.socket, setup: Mapping[str, Any]) -> int | None:
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     os.umask(0o022)  # the client's may close what sandboxes have to walk through
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # nor do its blocked signals go any further
+    with contextlib.suppress(OSError):  # a real-time process cannot enter a group of the v1 cpu tree
+        if os.sched_getscheduler(0) not in {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE}:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     if setup["rootless"]:
         linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
         messages.send(client, {"map": os.getpid()})
