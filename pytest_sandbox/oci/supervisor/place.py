@@ -25,7 +25,7 @@ def settle(client: socket.socket, setup: Mapping[str, Any]) -> int | None:
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     os.umask(0o022)  # the client's may close what sandboxes have to walk through
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # nor do its blocked signals go any further
-    with contextlib.suppress(OSError):  # a real-time process cannot enter a group of the v1 cpu tree
+    with contextlib.suppress(OSError):  # cpu groups (v1) refuse real-time processes
         if os.sched_getscheduler(0) not in {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE}:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     if setup["rootless"]:
