@@ -43,8 +43,17 @@ class Child:
         self.log = log
         self._waited = False
 
+    def ended(self) -> bool:
+        """Whether it is gone already."""
+        if not self._waited:
+            with contextlib.suppress(ChildProcessError):
+                self._waited = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        return self._waited
+
     def kill(self) -> None:
         """End it at once."""
+        if self._waited:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -81,8 +90,9 @@ def forget_ahead() -> None:
 
 def spawn() -> Child:
     """A new interpreter, or the one that was made ahead by this process."""
-    if _ahead and _ahead[0][0] == os.getpid():
+    if _ahead and _ahead[0][0] == os.getpid() and not _ahead[0][1].ended():
         return _ahead.pop()[1]
+    forget_ahead()
     return _interpreter()
 
 
