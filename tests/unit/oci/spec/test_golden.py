@@ -93,7 +93,10 @@ def golden_spec(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden(name: str) -> None:
     spec = golden_spec(name)
-    assert len(spec["linux"]["seccomp"].pop("syscalls")) > 10
+    # The profile is shared: what is compared is a copy.
+    profile = dict(spec["linux"]["seccomp"])
+    assert len(profile.pop("syscalls")) > 10
+    spec["linux"]["seccomp"] = profile
     file = FOLDER / f"{name}.json"
     if os.environ.get("PYTEST_SANDBOX_WRITE_GOLDEN"):
         FOLDER.mkdir(exist_ok=True)
