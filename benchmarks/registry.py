@@ -26,17 +26,18 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.contest import Bar, Contest, duration, environment, interleave
+from benchmarks.contest import Contest, duration, environment, interleave
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_sandbox.plans.model import Plan
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 TARGET = "linux/{arch}/debian"
 MEMORY, CPUS, PIDS = "4g", 4, 500  # what the registry gives to a recipe with system packages
+OURS, ON_DOCKER, WAY = "pytest --sandbox", "pytest --sandbox on Docker", "the registry's way"
 NEVER = "\\u2400 nothing prints this"
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -68,22 +69,25 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
     if docker is None:
         sys.exit("registry: its way needs docker's command line on PATH")
     with tempfile.TemporaryDirectory(prefix="bench-registry-") as temp:
-        yield from _contests(Path(temp), docker, given.rounds or 7)
+        yield from _contests(Path(temp), docker, given.rounds or 5)
 
 
 def _contests(temp: Path, docker: str, rounds: int) -> Iterator[Contest]:
-    ours = Ours(temp)
-    subjects, others = ours.choose()
-    registry = Registry(temp, docker, ours.endpoint)
+    ours, theirs = Ours(temp / "oci", "oci"), Ours(temp / "docker", "docker")
+    subjects, others = theirs.choose()  # their way needs images in docker's store
+    registry = Registry(temp, docker, theirs.endpoint)
     control = ours.control(subjects)
-    items: list[list[Case]] = []
+    items: dict[str, list[list[Case]]] = {OURS: [], ON_DOCKER: []}
     runs: list[list[float]] = []
     around: list[float] = []
 
-    def our_run() -> float:
-        began = time.perf_counter()
-        items.append(ours.run([subject.path for subject in subjects], expect=0))
-        return time.perf_counter() - began
+    def our_run(name: str, of: Ours) -> Callable[[], float]:
+        def turn() -> float:
+            began = time.perf_counter()
+            items[name].append(of.run([subject.path for subject in subjects], expect=0))
+            return time.perf_counter() - began
+
+        return turn
 
     def their_run() -> float:
         began = time.perf_counter()
@@ -94,24 +98,25 @@ def _contests(temp: Path, docker: str, rounds: int) -> Iterator[Contest]:
         around.append(time.perf_counter() - began - sum(runs[-1]))
         return sum(runs[-1]) + around[-1]
 
-    names = "pytest --sandbox", "one docker run a recipe"
-    seconds = interleave({names[0]: our_run, "the registry's way": their_run}, rounds)
-    del items[0], runs[0], around[0]  # the warm-up round
-    each = Contest(
-        f"registry: one recipe ({len(subjects)} recipes, warm images)",
-        {
-            names[0]: [case.seconds for cases in items for case in cases],
-            names[1]: [seconds for run in runs for seconds in run],
-        },
-    )
-    each.bars.append(Bar("a recipe against the registry's way", each.ratio(*names), 1.0))
-    each.notes += _by_recipe(subjects, items, runs)
+    turns = {OURS: our_run(OURS, ours), ON_DOCKER: our_run(ON_DOCKER, theirs), WAY: their_run}
+    seconds = interleave(turns, rounds)
+    for found in (*items.values(), runs, around):
+        del found[0]  # the warm-up round
+    samples = {
+        name: [case.seconds for cases in found for case in cases] for name, found in items.items()
+    }
+    samples["one docker run a recipe"] = [seconds for run in runs for seconds in run]
+    each = Contest(f"registry: one recipe ({len(subjects)} recipes, warm images)", samples)
+    for name in items:
+        each.bar(f"a recipe, {name}, against the registry's way", name, list(samples)[-1], 1.0)
+    each.notes += _by_recipe(subjects, items[OURS], runs)
     each.notes += [f"{name}: left out: not green here" for name in others]
     each.notes.append(control)
     yield each
     whole = {**seconds, "of that, docker run alone": [sum(run) for run in runs]}
     run = Contest(f"registry: a whole run of {len(subjects)} recipes", whole)
-    run.bars.append(Bar("a whole run against the registry's way", run.ratio(*seconds), 1.0))
+    for name in items:
+        run.bar(f"a whole run, {name}, against the registry's way", name, WAY, 1.0)
     yield run
 
 
@@ -134,18 +139,20 @@ def _by_recipe(
 
 
 class Ours:
-    """Runs of `pytest --sandbox`, in processes of their own."""
+    """Runs of `pytest --sandbox` on one runtime, in processes of their own."""
 
-    def __init__(self, temp: Path) -> None:
+    def __init__(self, temp: Path, name: str) -> None:
         from pytest_sandbox.runtimes.detect import find_runtime
 
-        runtime = find_runtime("auto", os.environ)
+        self.runtime = name
+        runtime = find_runtime(name, os.environ)
         try:
             info = runtime.info()
         finally:
             runtime.close()
         self.endpoint, self.target = info.endpoint, TARGET.format(arch=info.arches[0])
         self.temp = temp
+        temp.mkdir()
         (temp / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         self.env = environment(temp)
 
@@ -153,6 +160,7 @@ class Ours:
         """One whole run; its items in order. Another exit status ends the benchmark."""
         junit = self.temp / "junit.xml"
         argv = [sys.executable, "-m", "pytest", "--sandbox", "--sandbox-target", self.target]
+        argv += [f"--sandbox-runtime={self.runtime}"]
         argv += ["--sandbox-require", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
         argv += [
             f"--rootdir={self.temp}",
