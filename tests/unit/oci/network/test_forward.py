@@ -106,13 +106,12 @@ def test_a_port_where_nobody_listens_is_reset() -> None:
     with socket.socket() as probe:
         probe.bind((INSIDE, 0))
         number = probe.getsockname()[1]
-        with forwarding(Port(number)) as (port,):
-            # The reset may come before connect(2) returns.
-            with (
-                pytest.raises(ConnectionResetError),
-                socket.create_connection(("127.0.0.1", port.host), 10) as client,
-            ):
-                client.recv(1)
+        with (
+            forwarding(Port(number)) as (port,),
+            pytest.raises(ConnectionResetError),  # it may come before connect(2) returns
+            socket.create_connection(("127.0.0.1", port.host), 10) as client,
+        ):
+            client.recv(1)
 
 
 def test_a_reset_reaches_the_other_side(service: socket.socket) -> None:
