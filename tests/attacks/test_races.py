@@ -80,7 +80,7 @@ def test_a_starting_command_shows_nothing_of_its_launcher(
         watcher.start()
         while not system.run(["test", "-e", "/tmp/ready"]).ok:
             assert watcher.is_alive(), results
-        for _ in range(20):
+        for _ in range(150 if launcher == "direct" else 20):
             assert system.run(["true"], user=user).ok
         assert system.run(["touch", "/tmp/enough"], user=user).ok
         watcher.join(60)

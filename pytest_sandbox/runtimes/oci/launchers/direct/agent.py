@@ -27,7 +27,7 @@ from pytest_sandbox.runtimes.oci.launchers.direct.command import (
     not_executed,
 )
 from pytest_sandbox.runtimes.oci.launchers.direct.hunting import kill_processes
-from pytest_sandbox.runtimes.oci.launchers.direct.quick import quick_start
+from pytest_sandbox.runtimes.oci.launchers.direct.quick import QuickStart, quick_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -186,11 +186,10 @@ class Agent:
         """A new process, and its status where its program cannot run."""
         if self._quick is not None and "trial" not in message:
             folder = None if group is None else group.folder
-            try:
+            if self._guarded:
                 pid, status = self._quick.begin(message, stdio, folder)
-            finally:
-                if not self._guarded:  # a change of user in the shared memory took it back
-                    linux.prctl(linux.PR_SET_DUMPABLE, 1)
+            else:
+                pid, status = self._open_again(self._quick, message, stdio, folder)
             if not status:
                 _first_to_go(pid)
             return pid, status
@@ -204,6 +203,25 @@ class Agent:
                 attempt(self._confinement, message, channel)
             become(self._confinement, message, stdio, channel)
         return pid, 0
+
+    def _open_again(
+        self, quick: QuickStart, message: Mapping[str, Any], stdio: list[int], folder: int | None
+    ) -> tuple[int, int]:
+        """As `begin`, where the supervisor has to look into this process: a change of user in the
+        shared memory closed it to all.
+
+        It is opened no sooner than the child has left that memory. execve(2) wakes this process a
+        little before, and in between the child would be open to its own user, and this memory with
+        it. But it closes descriptors after that.
+        """
+        left, held = os.pipe2(os.O_CLOEXEC)
+        try:
+            return quick.begin(message, stdio, folder, held)
+        finally:
+            os.close(held)
+            os.read(left, 1)
+            os.close(left)
+            linux.prctl(linux.PR_SET_DUMPABLE, 1)
 
     def _fork(self, group: Group | None) -> int:
         if group is None:

@@ -59,10 +59,14 @@ class QuickStart:
         return ctypes.addressof(self._kept[-1])
 
     def begin(
-        self, message: Mapping[str, Any], stdio: Sequence[int], cgroup: int | None
+        self,
+        message: Mapping[str, Any],
+        stdio: Sequence[int],
+        cgroup: int | None,
+        fence: int = -1,
     ) -> Begun:
-        """Start one. Raises OSError where there can be no process; UnknownUser, InvalidImage,
-        MissingDirectory.
+        """Start one, which has the descriptor `fence` until it has left this memory. Raises
+        OSError where there can be no process; UnknownUser, InvalidImage, MissingDirectory.
         """
         user = command.user_of(self._confinement, message)
         env = command.environment(self._confinement, message, user)
@@ -71,7 +75,9 @@ class QuickStart:
         calls = self._calls
         rows = [Row(calls.setsid)]
         rows += [Row(calls.dup3, (one, number, 0)) for number, one in enumerate(stdio)]
-        rows.append(Row(calls.close_range, (3, _LAST, 0)))
+        if fence > 3:
+            rows.append(Row(calls.dup3, (fence, 3, os.O_CLOEXEC)))
+        rows.append(Row(calls.close_range, (3 if fence < 0 else 4, _LAST, 0)))
         rows += self._limits
         rows += self._identity(user, held)
         folder = len(rows)
