@@ -195,8 +195,8 @@ class _Launch:
             self._close_tree()
         companions: list[int] = []
         ports: list[str] = []
-        # What they leave running would be a child of a worker.
-        call.spent = order.network == "bridge" or bool(order.limits.weak)
+        # What it leaves running would be a child of a worker.
+        call.spent = order.network == "bridge"
         if order.network == "bridge":
             ports = self._network(pid)
         if order.limits.weak:

@@ -58,7 +58,8 @@ def impose(pid: int, limits: LimitOrder, counters: int, *, spare: bool = False) 
     pids = limits.pids if "pids" in limits.weak else None
     if memory is None and pids is None:
         return []
-    watcher = os.fork()
+    # The supervisor's child, as the sandbox is: the worker goes on, or ends, without it.
+    watcher = linux.clone3(linux.CLONE_PARENT)
     if watcher:
         return [watcher]
     try:
@@ -85,7 +86,7 @@ def _watch(
     first: int, memory: int | None, pids: int | None, counters: int, *, spare: bool
 ) -> None:
     linux.close_all_but([counters])  # a job's channels are not the watcher's to hold
-    linux.prctl(linux.PR_SET_PDEATHSIG, 0)  # its parent is a job, which ends now
+    linux.prctl(linux.PR_SET_PDEATHSIG, 0)  # it ends with what it watches
     kills, full, peak = 0, 0, 0
     was_full = False
     while Path(f"/proc/{first}").exists():
