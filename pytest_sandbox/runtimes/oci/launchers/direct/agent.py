@@ -112,8 +112,6 @@ class Agent:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _nothing)
         control = self._control.fileno()
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; commands inherit it
-            signal.signal(number, signal.SIG_DFL)
         for descriptor in (reader, control):
             self._poll.register(descriptor, select.POLLIN)
         while not self._over:

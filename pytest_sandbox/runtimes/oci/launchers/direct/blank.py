@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import re
 import secrets
 import select
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -22,18 +22,18 @@ from pytest_sandbox.oci.lifetimes import is_over, pid_namespace, started
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe
 from pytest_sandbox.runtimes.oci.launchers.direct import settling
+from pytest_sandbox.runtimes.oci.launchers.direct.nursery import Nursery
 from pytest_sandbox.runtimes.oci.launchers.direct.profile import controllers
 from pytest_sandbox.runtimes.oci.launchers.direct.staging import stage
 
 if TYPE_CHECKING:
-    import socket
-
     from pytest_sandbox.oci.cgroups import Cgroups, GroupPaths
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
 PREFIX: Final = "ps-blank"
 _NAME: Final = re.compile(rf"{PREFIX}-([a-z0-9]+)-([0-9]+)-([0-9]+)-[0-9a-f]+")
 _WARM: Final = 0.015
+_nurseries: list[Nursery] = []
 _attached: list[float] = []
 """When this process did that last."""
 _SPACES: Final = (
@@ -84,12 +84,11 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
         # The supervisor's own view of the tree, which can be written to.
         group = os.open(paths.unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mine, theirs = messages.pair()
-    flags = _SPACES | linux.CLONE_PARENT | (linux.CLONE_NEWNET if profile.network else 0)
     try:
-        pid = linux.clone3(flags)
-        if pid == 0:
-            _live(theirs, profile, room, supervisor, group)
+        ends = [theirs.fileno(), *([group] if group >= 0 else [])]
+        pid = _nursery(profile, room, supervisor).clone(ends)
     except BaseException:
+        _close_nursery()
         if paths is not None:
             groups.remove(paths)
         mine.close()
@@ -114,6 +113,26 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
         blank.throw_away()
         raise
     return blank
+
+
+def _nursery(profile: Profile, room: str, supervisor: int) -> Nursery:
+    """This process's, for the blanks of a profile."""
+    if _nurseries and _nurseries[0].key != profile.key:
+        _close_nursery()
+    if not _nurseries:
+
+        def live(descriptors: list[int]) -> NoReturn:
+            channel, *group = descriptors
+            _live(socket.socket(fileno=channel), profile, room, supervisor, *group or [-1])
+
+        flags = _SPACES | (linux.CLONE_NEWNET if profile.network else 0)
+        _nurseries.append(Nursery(profile.key, live, flags, [supervisor]))
+    return _nurseries[0]
+
+
+def _close_nursery() -> None:
+    while _nurseries:
+        _nurseries.pop().close()
 
 
 def _limit(paths: GroupPaths, profile: Profile) -> None:
@@ -169,7 +188,6 @@ def _live(
 ) -> NoReturn:
     """In the blank. It never returns."""
     try:
-        gc.disable()  # a collection would write to every page that it shares with the others
         linux.close_all_but([channel.fileno(), supervisor, group])
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -177,9 +195,6 @@ def _live(
             os.dup2(null, standard)
         os.close(null)
         _forget_arguments()
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
         if channel.recv(16) != b"go":
             os._exit(1)
         os.setresgid(0, 0, 0)

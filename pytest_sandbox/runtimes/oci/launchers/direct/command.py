@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import resource
-import signal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from pytest_sandbox.errors import MissingDirectory, UnknownUser
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 OOM_SCORE: Final = b"900"
 """A command is to be killed before process 1 (proc(5), oom_score_adj)."""
-_DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Python ignores them, and a program would inherit that."""
 CANNOT: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR, errno.ELOOP})
 
 
@@ -55,8 +52,6 @@ def become(
     status = 127
     try:
         os.setsid()
-        for number in _DEFAULTS:
-            signal.signal(number, signal.SIG_DFL)
         for standard, descriptor in enumerate(stdio):
             os.dup2(descriptor, standard)
         user = _confine(confinement, message)

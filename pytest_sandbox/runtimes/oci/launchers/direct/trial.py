@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtimes.oci.machine import Machine
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of what a kept answer is valid for: raise it when the launcher or the attacks change."""
 _FILE: Final = "launcher.json"
 _START: Final = "pytest_sandbox.runtimes.oci.launch:start"
