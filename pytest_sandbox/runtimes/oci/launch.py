@@ -1,4 +1,4 @@
-"""Jobs of the supervisor: start one sandbox with a launcher, and clear away what is left of it.
+"""Job of the supervisor: start one sandbox with a launcher.
 
 A start is split: `create` makes the namespaces and waits, then the network and weaker limits are
 put on, then `start` lets the process run. Everything that a start makes is below the supervisor's
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.errors import RuntimeUnavailable, UsageError
-from pytest_sandbox.oci import cgroup_usage, cgroups, etc_files, linux
+from pytest_sandbox.oci import etc_files, linux
 from pytest_sandbox.oci.config import parse_image_config
 from pytest_sandbox.oci.ids import Range
 from pytest_sandbox.oci.snapshots.base import find_snapshotter
@@ -31,6 +31,7 @@ from pytest_sandbox.oci.spec.seccomp import kernel_version
 from pytest_sandbox.oci.supervisor.jobs import repeatable
 from pytest_sandbox.runtimes import hold
 from pytest_sandbox.runtimes.oci import weak
+from pytest_sandbox.runtimes.oci.clearing import clear_away, found_cgroups
 from pytest_sandbox.runtimes.oci.launchers.base import Bundle
 from pytest_sandbox.runtimes.oci.launchers.direct.launcher import DirectLauncher
 from pytest_sandbox.runtimes.oci.launchers.engine import EngineLauncher
@@ -49,7 +50,7 @@ INIT: Final = "/dev/.sandbox-init"
 """Where the init is inside a sandbox: below /dev it never shows in the image's file system."""
 HOLD: Final = "/dev/.sandbox-hold"
 _SHELL: Final = "/bin/sh"
-_JOB: Final = "pytest_sandbox.runtimes.oci.launch:clear"
+_CLEAR: Final = "pytest_sandbox.runtimes.oci.clearing:clear"
 
 
 def warm() -> None:
@@ -205,7 +206,7 @@ class _Launch:
         call.watch(
             pid,
             companions=companions,
-            after=(_JOB, self._rest()),
+            after=(_CLEAR, self._rest()),
             name=order.id,
         )
         self._watched = True
@@ -455,7 +456,7 @@ class _Launch:
             if order.init and not self._launcher.brings_init
             else (),
             rootless=order.rootless,
-            cgroups_path=_cgroups().below(order.cgroups_base).paths(order.id).engine_path,
+            cgroups_path=found_cgroups().below(order.cgroups_base).paths(order.id).engine_path,
             swap=_counts_swap(),
         )
 
@@ -483,54 +484,10 @@ class _Launch:
         return [str(port) for port in attached.ports]
 
 
-@repeatable
-def clear(call: Call) -> dict[str, Any]:
-    """After a sandbox's end: read what it used, remove what is left of it, then its files.
-
-    Says `cleared` with its Usage as soon as nothing is left but files in the store's trash.
-    """
-    args = call.args
-    usage = clear_away(call.room, args)
-    folder = Path(args["folder"])
-    aside = folder.parent.parent / "trash" / folder.name
-    if not args["keep"]:
-        with contextlib.suppress(OSError):
-            folder.rename(aside)
-    for note in args["files"]:
-        Path(note).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the caller may be gone; the rest has to be done
-        call.send({"cleared": usage})
-    shutil.rmtree(aside, ignore_errors=True)
-    if args["record"]:
-        from pytest_sandbox.runtimes.oci.containers import ending
-
-        ending.tell(Path(args["record"]), args["status"], usage, remove=args["remove"])
-    return usage
-
-
-def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Unmount, remove the cgroup and the engine's state; the Usage of the cgroup."""
-    place = Path(room, args["id"])
-    usage: dict[str, Any] = {}
-    if not args["rootless"] and args["group"]:  # none was made yet
-        paths = _cgroups().below(args["cgroups_base"]).paths(args["group"])
-        usage = cgroup_usage.read_memory(paths)
-        if cgroups.remove(paths, wait=0):  # something is in it yet
-            cgroups.kill(paths)
-            cgroups.remove(paths)
-    if place.exists():
-        for mounted in [*sorted((place / "mounts").glob("*")), place / "etc", place / "rootfs"]:
-            with contextlib.suppress(OSError):
-                linux.umount(mounted, linux.MNT_DETACH)
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.rmtree(Path(room, "states", args["id"]), ignore_errors=True)
-    return usage
-
-
 def _launcher(order: Order, room: str) -> Launcher:
     if order.launcher != "direct":
         return EngineLauncher(order.engine, order.id, room, rootless=order.rootless)
-    found = None if order.rootless else _cgroups().below(order.cgroups_base)
+    found = None if order.rootless else found_cgroups().below(order.cgroups_base)
     return DirectLauncher(found, Path(order.filters))
 
 
@@ -546,18 +503,12 @@ def _new_mounts() -> bool:
 
 
 @cache
-def _cgroups() -> cgroups.Cgroups:
-    """What is mounted: found once for all that a supervisor starts."""
-    return cgroups.find_cgroups()
-
-
-@cache
 def _counts_swap() -> bool:
     """Whether the kernel accounts for swap (memory.memsw of v1; v2 always does where it can)."""
-    memory = _cgroups().controllers.get("memory")
+    memory = found_cgroups().controllers.get("memory")
     if memory is None or memory.version == 2:
         return True
     return (memory.mount / "memory.memsw.limit_in_bytes").exists()
 
 
-__all__ = ["HOLD", "INIT", "clear", "start"]
+__all__ = ["HOLD", "INIT", "start"]
