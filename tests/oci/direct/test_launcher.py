@@ -68,8 +68,8 @@ def test_starts_of_a_kind_are_alike(start):
     first, *rest = [start() for _ in range(3)]
 
     def shown(system):
-        """Folders of the layers have names of their own for each."""
-        return re.sub(r"(upper|work|lower)dir[^,]*", "", said(system, look))
+        """Folders of the layers have names of their own for each; mounts are in any order."""
+        return sorted(re.sub(r"(upper|work|lower)dir[^,]*", "", said(system, look)).splitlines())
 
     for system in rest:
         assert shown(system) == shown(first)
