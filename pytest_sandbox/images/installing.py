@@ -121,9 +121,10 @@ def _apt(names: str, documentation: bool) -> str:
         f"RUN export DEBIAN_FRONTEND=noninteractive kept={KEPT} \\\n"
         " && printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d \\\n"
         " && chmod 0755 /usr/sbin/policy-rc.d \\\n"
-        " && if [ -d $kept ]; then export APT_CONFIG=$kept/apt.conf; \\\n"
+        " && if [ -d $kept ]; then export APT_CONFIG=$kept/apt.conf; set -- -c $kept/quick.conf; "
+        "\\\n"
         f"    else apt-get {_APT} update; fi \\\n"
-        f" && apt-get {_APT}{left_out} -o Dpkg::Options::=--force-confold install -y "
+        f' && apt-get {_APT} "$@"{left_out} -o Dpkg::Options::=--force-confold install -y '
         f"--no-install-recommends {names} \\\n"
         " && if [ ! -d $kept ]; then apt-get clean && rm -rf /var/lib/apt/lists/*; fi"
     )
@@ -139,6 +140,8 @@ def _apt_refresh() -> str:
     written = " ".join(shlex.quote(line.replace("$kept", KEPT)) for line in _APT_DIRS)
     return (
         f"mkdir -p {KEPT}/lists && printf '%s\\n' {written} > {_APT_CONF} "
+        # debconf asks when a package is configured; here nobody answers before
+        f"&& echo '#clear DPkg::Pre-Install-Pkgs;' > {KEPT}/quick.conf "
         f"&& APT_CONFIG={_APT_CONF} apt-get {_APT} update"
     )
 
