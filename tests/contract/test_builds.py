@@ -234,7 +234,8 @@ from pytest_sandbox.targets import Target
 text = sys.stdin.read()
 request = BuildRequest("tsuku/sandbox-test:child", Target.parse(sys.argv[1]), text,
                        {"Dockerfile": text.encode()}, network="none")
-runtime = {"docker": DockerRuntime, "oci": OciRuntime}[sys.argv[3]]()
+kinds = {"docker": DockerRuntime, "oci": lambda: OciRuntime(launcher=sys.argv[4])}
+runtime = kinds[sys.argv[3]]()
 with image_lock(sys.argv[2]):
     runtime.build(request, lambda line: print(line, flush=True))
 """
@@ -246,8 +247,11 @@ def test_a_build_whose_process_is_killed_is_reaped(
     left: Callable[..., list[str]],
 ):
     request = request_for("RUN echo one >/one", "RUN sleep 60")
+    words = [str(request.target), hash_of(request), runtime.name]
+    if isinstance(runtime, OciRuntime):
+        words.append(runtime.machine.launcher.replace("engine", "runc"))
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(request.target), hash_of(request), runtime.name],
+        [sys.executable, "-c", CHILD, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -86,7 +86,7 @@ def test_three_hundred_short_ones_sixteen_at_once(runtime):
     took = time.monotonic() - began
     wrong = [one for one in results if one[1:] != (one[0] % 7, b"%d 0\n" % one[0])]
     assert wrong == []
-    assert soon(lambda: left(runtime) == []), left(runtime)
+    assert soon(lambda: left(runtime) == [], 30), left(runtime)
     assert len([*Path("/proc/self/fd").iterdir()]) <= descriptors + 1
     print(f"{COUNT} sandboxes, {AT_ONCE} at once: {took:.1f} s")
 
@@ -109,7 +109,7 @@ def test_one_that_cannot_be_started_leaves_nothing(runtime):
     with pytest.raises(SandboxError):
         run_once(runtime, image, ["sh", "-c", "true"], cwd="/etc/passwd")
     assert run_once(runtime, image, ["sh", "-c", "true"]) == 0
-    assert soon(lambda: left(runtime) == []), left(runtime)
+    assert soon(lambda: left(runtime) == [], 30), left(runtime)
 
 
 _CLIENT = """

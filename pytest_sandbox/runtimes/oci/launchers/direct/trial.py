@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -92,17 +91,14 @@ def _try(machine: Machine) -> Trial:
 def _root(machine: Machine) -> Iterator[Path]:
     """An all but empty root file system that belongs to the sandboxes' root."""
     ids = machine.supervisor.ids
-    place = machine.store.root / "tmp" / f"trial-{os.getpid()}-{secrets.token_hex(4)}"
-    layer = place / "layer"
-    try:
-        for folder in (place, layer, *(layer / name for name in ("proc", "dev", "sys", "tmp"))):
-            folder.mkdir(parents=True)
+    with machine.store.work() as work:  # what a killed process leaves of it is swept
+        layer = work.folder / "layer"
+        for folder in (layer, *(layer / name for name in ("proc", "dev", "sys", "tmp"))):
+            folder.mkdir()
             folder.chmod(0o755)
             if os.geteuid() == 0:
                 os.chown(folder, ids.uids[0].outside, ids.gids[0].outside)
         yield layer
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager
