@@ -327,11 +327,12 @@ class Pool:
         if headroom.free_memory() < headroom.IDLE * headroom.SHARE:
             return None
         limits = replace(kind.spec.limits, timeout=_IDLE)
-        with suppress(Exception):
+        with suppress(Exception), ExitStack() as stack:
             system = self._start(replace(kind.spec, limits=limits, purpose="pool"))
+            stack.callback(system.close)  # unless it is known of which content it is
             if self._digest(kind.spec.image) == kind.digest:
+                stack.pop_all()
                 return system
-            system.close()  # of which content it is, nobody knows
         return None
 
 

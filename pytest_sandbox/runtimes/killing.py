@@ -35,6 +35,11 @@ class Hunt:
     """
 
 
+def now_in_ticks() -> int:
+    """Clock ticks since boot: what `Hunt.since` counts in."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * shell.TICKS)
+
+
 class Sight(Protocol):
     """Who sees the sandbox's processes, and can signal them."""
 

@@ -19,7 +19,7 @@ from pytest_sandbox.runtimes.base import Changes, PathStat, Result, Stats
 from pytest_sandbox.runtimes.control import ControlLost
 from pytest_sandbox.runtimes.ending import Ending
 from pytest_sandbox.runtimes.job import Job
-from pytest_sandbox.runtimes.killing import ControlSight, Hunt, kill_tree
+from pytest_sandbox.runtimes.killing import ControlSight, Hunt, kill_tree, now_in_ticks
 from pytest_sandbox.runtimes.leftovers import LEFTOVERS
 from pytest_sandbox.runtimes.shell import Counters, Facts
 from pytest_sandbox.runtimes.workers import Pipes, Pool, WorkerLost, wait_for_report
@@ -222,7 +222,7 @@ class LiveSystem:
             )
             counted = self.engine.counters()
             job.start()
-            hunt = Hunt(since=_now_in_ticks(), worker=worker.pid)
+            hunt = Hunt(since=now_in_ticks(), worker=worker.pid)
             try:
                 worker.send(program)
                 report = self._watch(worker, token, pipes, job, hunt)
@@ -477,7 +477,3 @@ class LiveSystem:
             return Stats(*shell.parse_stats(self._control.call(shell.read_stats(self.facts))))
         except ControlLost:
             raise self._ending.gone(None) from None
-
-
-def _now_in_ticks() -> int:
-    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * shell.TICKS)

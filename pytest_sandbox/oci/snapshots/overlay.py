@@ -80,6 +80,7 @@ class Overlay:
         6.8 names layers one by one).
         """
         check_number(lowers)
+        empty(work)
         options: list[tuple[str, str | None]] = [
             ("lowerdir+", str(layer)) for layer in reversed(lowers)
         ]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import rebuild
-from pytest_sandbox.runtimes.leftovers import LEFTOVERS
-from pytest_sandbox.runtimes.oci.command_streams import CommandStreams
+from pytest_sandbox.runtimes.oci.command_streams import GONE, CommandStreams, StreamedCommand
 
 if TYPE_CHECKING:
     import socket
@@ -18,14 +17,13 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.job import Job
     from pytest_sandbox.runtimes.streams import TailBuffer
 
-_GONE = 137
 _SETTLE = 5.0
 """Process 1 answers within so many seconds, or the sandbox has to end: something in it may have
 stopped it.
 """
 
 
-class AgentCommand:
+class AgentCommand(StreamedCommand):
     """See ExecCommand in live_system for what the methods mean."""
 
     def __init__(
@@ -37,17 +35,11 @@ class AgentCommand:
         said: TailBuffer,
         spent: Callable[[float], None],
     ) -> None:
+        super().__init__(job, said, spent)
         self._control = control
-        self._job = job
         self._message = message
-        self._said = said
-        self._spent = spent
         self._channel: socket.socket | None = None
-        self._streams: CommandStreams | None = None
-        self._status: int | None = None
         self._killed: bool | None = None
-        self.lost = False
-        self.full = False
 
     def begin(self) -> bool:
         self._streams = streams = CommandStreams(self._job)
@@ -57,7 +49,7 @@ class AgentCommand:
             messages.send(self._control, self._message, [theirs.fileno(), *streams.theirs])
         except OSError:
             self.lost = True
-            self._status = _GONE
+            self._status = GONE
             return True
         finally:
             theirs.close()
@@ -66,10 +58,7 @@ class AgentCommand:
 
     def watch(self, deadline: float | None, too_much: Callable[[], bool]) -> bool:
         assert self._channel is not None
-        assert self._streams is not None
-        return self._streams.watch(
-            self._channel.fileno(), self._hear, lambda: self._status is None, deadline, too_much
-        )
+        return self._watch(self._channel.fileno(), self._hear, deadline, too_much)
 
     def _hear(self) -> None:
         assert self._channel is not None
@@ -78,13 +67,11 @@ class AgentCommand:
             received = messages.receive(self._channel)
         if received is None:
             self.lost = True  # the sandbox is gone, and the command with it
-            self._status = _GONE if self._status is None else self._status
+            self._status = GONE if self._status is None else self._status
             return
         message = received[0]
         if "exit" in message:
-            code = int(message["exit"])
-            self._status = code if code >= 0 else 128 - code
-            self._spent(float(message["cpu"]))
+            self._ended(message)
         elif "failed" in message:
             self._status = 127
             raise rebuild(message["failed"], "command:command")
@@ -95,9 +82,6 @@ class AgentCommand:
             raise OSError(message["errno"], os.strerror(message["errno"]))
         elif "killed" in message:
             self._killed = bool(message["killed"])
-
-    def status(self) -> int:
-        return _GONE if self._status is None else self._status
 
     def running(self) -> bool:
         return self._channel is not None and self._status is None
@@ -124,12 +108,7 @@ class AgentCommand:
 
     def close(self) -> None:
         """Close everything; a command that runs on is killed."""
-        if self._streams is not None:
-            for descriptor in self._streams.close():
-                if self.running():
-                    os.close(descriptor)
-                else:
-                    LEFTOVERS.add(descriptor, self._said)
+        self._let_go(runs=self.running())
         if self._channel is not None:
             self._channel.close()
             self._channel = None

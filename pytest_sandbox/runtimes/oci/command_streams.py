@@ -1,16 +1,24 @@
-"""The three streams of a command whose descriptors are ours: pipes, fed and read while it runs."""
+"""A command whose streams are ours: pipes, fed and read while it runs, and a channel that tells its
+end.
+"""
 
 from __future__ import annotations
 
 import os
 import select
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.runtimes.leftovers import LEFTOVERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from pytest_sandbox.runtimes.job import Job
+    from pytest_sandbox.runtimes.streams import TailBuffer
+
+GONE: Final = 137
+"""The status of a command whose sandbox ended under it."""
 
 
 class CommandStreams:
@@ -112,6 +120,53 @@ class CommandStreams:
             self._end_input()
         left, self._outputs = list(self._outputs), {}
         return left
+
+
+class StreamedCommand:
+    """What commands have in common, however they are started; see ExecCommand in live_system."""
+
+    full = False
+    lost = False
+
+    def __init__(self, job: Job, said: TailBuffer, spent: Callable[[float], None]) -> None:
+        """`said` takes what children of the command write after its end; `spent` is told the CPU
+        seconds that it and its children used.
+        """
+        self._job = job
+        self._said = said
+        self._spent = spent
+        self._streams: CommandStreams | None = None
+        self._status: int | None = None
+
+    def _watch(
+        self,
+        channel: int,
+        hear: Callable[[], None],
+        deadline: float | None,
+        too_much: Callable[[], bool],
+    ) -> bool:
+        assert self._streams is not None
+        return self._streams.watch(
+            channel, hear, lambda: self._status is None, deadline, too_much
+        )
+
+    def _ended(self, message: Mapping[str, Any]) -> None:
+        """Its end, as the channel tells it."""
+        code = int(message["exit"])
+        self._status = code if code >= 0 else 128 - code
+        self._spent(float(message["cpu"]))
+
+    def status(self) -> int:
+        """As a shell has it; 137 for a command whose sandbox is gone."""
+        return GONE if self._status is None else self._status
+
+    def _let_go(self, *, runs: bool) -> None:
+        """Its outputs are read no more; what its children still write is what the sandbox says."""
+        for descriptor in self._streams.close() if self._streams is not None else ():
+            if runs:
+                os.close(descriptor)
+            else:
+                LEFTOVERS.add(descriptor, self._said)
 
 
 def _null() -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.runtimes.leftovers import LEFTOVERS
-from pytest_sandbox.runtimes.oci.command_streams import CommandStreams
+from pytest_sandbox.runtimes.oci.command_streams import GONE, CommandStreams, StreamedCommand
 from pytest_sandbox.runtimes.oci.members import inner_pid
+from pytest_sandbox.runtimes.oci.programs import not_executed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 _JOB = "pytest_sandbox.runtimes.oci.exec_job:run"
 
 
-class OciExec:
+class OciExec(StreamedCommand):
     """One command; see ExecCommand in live_system for what the methods mean."""
 
     def __init__(
@@ -32,17 +31,10 @@ class OciExec:
         said: TailBuffer,
         spent: Callable[[float], None],
     ) -> None:
-        """`said` takes what children of the command write after its end; `spent` is told the CPU
-        seconds that it and its children used.
-        """
+        super().__init__(job, said, spent)
         self._supervisor = supervisor
-        self._job = job
         self._args = args
-        self._said = said
-        self._spent = spent
         self._channel: Channel | None = None
-        self._streams: CommandStreams | None = None
-        self._status: int | None = None
         self._host_pid = 0
 
     def begin(self) -> bool:
@@ -54,9 +46,7 @@ class OciExec:
             streams.begun()
         answer = self._channel.result()
         if answer["status"]:
-            name = job.argv[0]
-            text = "not found" if answer["status"] == 127 else "cannot be executed"
-            job.captures[-1].feed(f"{name}: {text}\n".encode("utf-8", "surrogateescape"))
+            job.captures[-1].feed(not_executed(job.argv[0], answer["status"]))
             self._status = answer["status"]
             return True
         self._host_pid = answer["pid"]
@@ -64,23 +54,15 @@ class OciExec:
 
     def watch(self, deadline: float | None, too_much: Callable[[], bool]) -> bool:
         assert self._channel is not None
-        assert self._streams is not None
-        return self._streams.watch(
-            self._channel.fileno(), self._hear, lambda: self._status is None, deadline, too_much
-        )
+        return self._watch(self._channel.fileno(), self._hear, deadline, too_much)
 
     def _hear(self) -> None:
         assert self._channel is not None
         received = self._channel.receive()
         if received is None:
-            self._status = 137
+            self._status = GONE
         elif "exit" in received[0]:
-            code = int(received[0]["exit"])
-            self._status = code if code >= 0 else 128 - code
-            self._spent(float(received[0]["cpu"]))
-
-    def status(self) -> int:
-        return 137 if self._status is None else self._status
+            self._ended(received[0])
 
     def running(self) -> bool:
         return self._host_pid != 0 and self._status is None
@@ -89,20 +71,13 @@ class OciExec:
         """Its pid inside the sandbox; 0 for none."""
         return inner_pid(self._host_pid) if self._host_pid else 0
 
-    full = False
-    lost = False
-
     def kill(self) -> bool | None:
         """Nobody in the sandbox does it for the engine."""
         return None
 
     def close(self) -> None:
         """Close everything; a command that runs on is killed."""
-        for descriptor in self._streams.close() if self._streams is not None else ():
-            if self.running():
-                os.close(descriptor)
-            else:
-                LEFTOVERS.add(descriptor, self._said)
+        self._let_go(runs=self.running())
         if self._channel is not None:
             if self._status is not None and self._host_pid:
                 with contextlib.suppress(OSError):

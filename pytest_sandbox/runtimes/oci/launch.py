@@ -10,39 +10,37 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 from collections import OrderedDict
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pytest_sandbox.errors import RuntimeUnavailable, UsageError
+from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci import etc_files, linux
 from pytest_sandbox.oci.config import parse_image_config
 from pytest_sandbox.oci.ids import Range
 from pytest_sandbox.oci.snapshots.base import find_snapshotter
-from pytest_sandbox.oci.snapshots.overlay import Overlay
 from pytest_sandbox.oci.spec import process, seccomp
 from pytest_sandbox.oci.spec.generate import Overrides, generate
 from pytest_sandbox.oci.spec.mounts import Bind
 from pytest_sandbox.oci.spec.resources import ResourceLimits
 from pytest_sandbox.oci.spec.root import Prepared, prepare_root, root_request
-from pytest_sandbox.oci.spec.seccomp import kernel_version
 from pytest_sandbox.oci.supervisor.jobs import repeatable
 from pytest_sandbox.runtimes import hold
 from pytest_sandbox.runtimes.oci import weak
 from pytest_sandbox.runtimes.oci.clearing import clear_away, found_cgroups
+from pytest_sandbox.runtimes.oci.launch_binds import clone_bind
+from pytest_sandbox.runtimes.oci.launch_root import mount_root
 from pytest_sandbox.runtimes.oci.launchers.base import Bundle
 from pytest_sandbox.runtimes.oci.launchers.direct.launcher import DirectLauncher
 from pytest_sandbox.runtimes.oci.launchers.engine import EngineLauncher
-from pytest_sandbox.runtimes.oci.order import MountOrder, Order
+from pytest_sandbox.runtimes.oci.order import Order
 from pytest_sandbox.runtimes.oci.programs import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_sandbox.oci.config import ImageConfig
-    from pytest_sandbox.oci.snapshots.base import Snapshotter
     from pytest_sandbox.oci.supervisor import Call
     from pytest_sandbox.runtimes.oci.launchers.base import Launcher
 
@@ -132,13 +130,17 @@ class _Launch:
         self._notes: list[str] = []
 
     def run(self) -> dict[str, Any]:
-        order = self._order
+        order, call = self._order, self._call
         if not self._light:
             self._make_place()
-        self._mount_root()
+        self._tree = mount_root(call, order, self._rootfs, detached=self._light)
         if (known := self._known()) is not None:
             return self._start(*known[1:])
-        binds = [self._bind(index, mount) for index, mount in enumerate(order.mounts)]
+        places = self._place / "mounts"
+        binds = [
+            clone_bind(call, mount, places / str(index), self._notes)
+            for index, mount in enumerate(order.mounts)
+        ]
         etc = etc_files.engine_binds(str(self._place / "etc"))
         request = root_request(
             self._config,
@@ -275,40 +277,6 @@ class _Launch:
             os.close(self._tree)
             self._tree = -1
 
-    def _mount_root(self) -> None:
-        order = self._order
-        folder = Path(order.folder)
-        upper, work = folder / "upper", folder / "work"
-        if not order.upper:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            for part in (upper, work):
-                part.mkdir(mode=0o755)
-                if self._call.ids is not None:
-                    os.chown(part, order.uids[0][1], order.gids[0][1])
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        lowers = [os.open(layer, flags) for layer in order.layers]
-        two = [os.open(part, flags) for part in (upper, work)]
-        snapshotter = find_snapshotter(order.snapshotter)
-        try:
-            if not order.upper:
-                if snapshotter.layered:
-                    snapshotter.prepare(lowers, two[0])
-                else:
-                    self._call.mapped(lambda: _prepared(snapshotter, lowers, two[0]))
-            if self._light and isinstance(snapshotter, Overlay) and _new_mounts():
-                self._tree = snapshotter.detached(lowers, two[0], two[1])
-                return
-            self._rootfs.mkdir(mode=0o755, parents=True)
-            self._place.chmod(0o711)
-            snapshotter.mount(lowers, two[0], two[1], str(self._rootfs), volatile=True)
-            if self._light:
-                flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
-                self._tree = linux.open_tree(-100, self._rootfs, flags)
-                linux.umount(self._rootfs, linux.MNT_DETACH)
-        finally:
-            for descriptor in (*lowers, *two):
-                os.close(descriptor)
-
     def _look(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Make what mounts need, and look at what is there."""
         order = self._order
@@ -338,45 +306,7 @@ class _Launch:
             return 0, name  # it may be in one of them: the init, or the engine, will say
         return find_program(root, name, path, prepared.user.uid, cwd), name
 
-    # --- mounts -----------------------------------------------------------------------------
-
-    def _bind(self, index: int, mount: MountOrder) -> Bind:
-        """A clone of the caller's folder below the room: its own path may be closed to the ids."""
-        bind = Bind.of(mount.source, mount.target, read_only=mount.read_only)
-        place = self._place / "mounts" / str(index)
-        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
-        tree = linux.open_tree(-100, bind.source, flags)
-        try:
-            if self._call.ids is not None and not mount.own:
-                self._give_ids(tree, mount)
-            if stat.S_ISDIR(os.fstat(tree).st_mode):
-                place.mkdir(mode=0o711)
-            else:
-                place.touch(mode=0o644)
-            linux.move_mount(tree, "", -100, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
-        finally:
-            os.close(tree)
-        return Bind(str(place), bind.target, bind.read_only, bind.folder, bind.locked)
-
-    def _give_ids(self, tree: int, mount: MountOrder) -> None:
-        """What the caller's files say of root is to hold for the sandbox's root."""
-        assert self._call.ids is not None
-        try:
-            linux.mount_setattr(
-                tree,
-                flags=linux.AT_EMPTY_PATH | linux.AT_RECURSIVE,
-                set=linux.MOUNT_ATTR_IDMAP,
-                userns=self._call.ids,
-            )
-        except OSError as wrong:
-            if mount.read_only:
-                self._notes.append(f"{mount.source}: its owners are nobody in the sandbox")
-                return
-            msg = (
-                f"{mount.source} cannot be mounted writable: its file system has no idmapped "
-                f"mounts ({wrong.strerror})"
-            )
-            raise UsageError(msg, next_step=f"mount it with :ro at {mount.target}") from wrong
+    # --- our own files ----------------------------------------------------------------------
 
     def _own_binds(self, prepared: Prepared, told: Mapping[str, Any]) -> list[Bind]:
         """The engine's own files in front of the image."""
@@ -489,17 +419,6 @@ def _launcher(order: Order, room: str) -> Launcher:
         return EngineLauncher(order.engine, order.id, room, rootless=order.rootless)
     found = None if order.rootless else found_cgroups().below(order.cgroups_base)
     return DirectLauncher(found, Path(order.filters))
-
-
-def _prepared(snapshotter: Snapshotter, lowers: list[int], upper: int) -> dict[str, Any]:
-    snapshotter.prepare(lowers, upper)
-    return {}
-
-
-@cache
-def _new_mounts() -> bool:
-    """Whether an overlay can be mounted nowhere (Linux 6.8, see Overlay.detached)."""
-    return kernel_version(os.uname().release) >= (6, 8)
 
 
 @cache

@@ -29,6 +29,12 @@ def find_program(root: int, name: str, path: str, uid: int, cwd: str = "/") -> i
     return found
 
 
+def not_executed(name: str, status: int) -> bytes:
+    """What a command's stderr says of a program that is not there (127) or cannot run (126)."""
+    text = "not found" if status == 127 else "cannot be executed"
+    return f"{name}: {text}\n".encode("utf-8", "surrogateescape")
+
+
 def _look(root: int, path: str, uid: int) -> int:
     try:
         flags = os.O_PATH

@@ -246,7 +246,8 @@ class OciRuntime:
         order = self._like_before(spec, image, name) if direct else None
         if order is None:
             order = self._order(spec, image, name, folder)
-            if direct and not spec.mounts:
+            # With the host's network, files of the sandbox are the host's of this moment.
+            if direct and not spec.mounts and spec.network == "none":
                 order = order._replace(kind=order.digest())
                 self._orders.append((spec, image.keys, image.digest, order))
                 del self._orders[:-_KEPT]

@@ -107,7 +107,7 @@ def test_sockets_of_lima_and_colima_are_found(tmp_path: Path) -> None:
         touch(tmp_path / ".lima/default/sock/docker.sock"): "Lima default",
         touch(tmp_path / ".lima/my box/sock/podman.sock"): "Lima my box",
         touch(tmp_path / ".colima/default/docker.sock"): "Colima",
-        touch(tmp_path / ".colima/work/docker.sock"): "Colima work",
+        touch(tmp_path / ".colima/other/docker.sock"): "Colima other",
     }
     touch(tmp_path / ".lima/default/sock/containerd.sock")
     touch(tmp_path / ".lima/_config/docker.sock")

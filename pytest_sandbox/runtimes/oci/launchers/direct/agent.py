@@ -19,15 +19,11 @@ from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe
-from pytest_sandbox.runtimes.killing import Hunt
-from pytest_sandbox.runtimes.oci.launchers.direct.command import (
-    OOM_SCORE,
-    attempt,
-    become,
-    not_executed,
-)
+from pytest_sandbox.runtimes.killing import Hunt, now_in_ticks
+from pytest_sandbox.runtimes.oci.launchers.direct.command import OOM_SCORE, attempt, become
 from pytest_sandbox.runtimes.oci.launchers.direct.hunting import kill_processes
 from pytest_sandbox.runtimes.oci.launchers.direct.quick import QuickStart, quick_start
+from pytest_sandbox.runtimes.oci.programs import not_executed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +75,7 @@ class Command:
         self.channel = channel
         self.group = group
         self.main = main
-        self.since = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10_000_000
+        self.since = now_in_ticks()
         self.ended = False
         self.status = 0
         """Its exit status where its program could not run."""
@@ -273,10 +269,6 @@ class Agent:
         with contextlib.suppress(OSError, ValueError):
             received = messages.receive(command.channel)
         if received is not None:
-            if "signal" in received[0] and not command.ended:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(command.pid, int(received[0]["signal"]))
-                return
             done = self._kill(command)
             with contextlib.suppress(OSError):
                 messages.send(command.channel, {"killed": done})

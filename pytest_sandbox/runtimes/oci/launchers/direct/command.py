@@ -16,6 +16,7 @@ from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe
 from pytest_sandbox.runtimes.oci.launchers.attacks import Outside, run_all
 from pytest_sandbox.runtimes.oci.launchers.direct import privileges
+from pytest_sandbox.runtimes.oci.programs import not_executed
 
 if TYPE_CHECKING:
     import socket
@@ -163,12 +164,6 @@ def environment(
 def no_folder(cwd: str) -> MissingDirectory:
     """The error for a working folder that is none."""
     return MissingDirectory(f"cwd {cwd!r} is no directory in the sandbox")
-
-
-def not_executed(name: str, status: int) -> bytes:
-    """What a command's stderr says of a program that is not there (127) or cannot run (126)."""
-    text = "not found" if status == 127 else "cannot be executed"
-    return f"{name}: {text}\n".encode("utf-8", "surrogateescape")
 
 
 def candidates(name: bytes, path: bytes) -> list[bytes]:
