@@ -201,9 +201,14 @@ def test_an_interrupt_while_it_unpacks(cli, debian, clean):
     work = cli.data / "oci" / "tmp"
     for files in (1, 300, 1500):
         process = cli.begin("run", "--rm", "-q", debian, "true", stderr=subprocess.PIPE)
-        wait_for(lambda least=files: sum(len(names) for _, _, names in os.walk(work)) >= least)
+
+        def far_enough(least=files, process=process):
+            assert process.poll() is None, process.communicate()[1]
+            return sum(len(names) for _, _, names in os.walk(work)) >= least
+
+        wait_for(far_enough, 60)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (130, b"")
         cli.nothing_left(5)
 

@@ -217,21 +217,26 @@ class Store:
         sweeping.sweep_dead_work(self)
 
     def empty_trash(self, keep: Collection[str] = ()) -> None:
-        """Remove the files of what was set aside, unless another process does just that.
+        """Remove the files of what was set aside; another process that is at it takes ours along.
 
         Layers set aside under one of the keys `keep` stay: a sandbox may have them mounted.
         """
-        waiting = [name for name in names(self.trash) if name.partition(".")[0] not in keep]
-        if not waiting:
-            return
-        with self.locks.unless_held("trash") as ours:
-            if not ours:
-                return
-            descriptor = open_folder(self.trash)
-            try:
-                self.caller.call(_REMOVE, {"names": waiting}, [descriptor], where="host")
-            finally:
-                os.close(descriptor)
+        tried: set[str] = set()
+        # Looked at again after the lock is free: who found it held has left his things to us.
+        while waiting := [
+            name
+            for name in names(self.trash)
+            if name not in tried and name.partition(".")[0] not in keep
+        ]:
+            tried.update(waiting)
+            with self.locks.unless_held("trash") as ours:
+                if not ours:
+                    return
+                descriptor = open_folder(self.trash)
+                try:
+                    self.caller.call(_REMOVE, {"names": waiting}, [descriptor], where="host")
+                finally:
+                    os.close(descriptor)
 
 
 def open_folder(folder: Path) -> int:

@@ -47,7 +47,7 @@ def test_challenges_are_read(headers, expected):
 
 
 def test_a_header_that_is_meant_to_take_long_does_not():
-    started = time.monotonic()
+    started = time.process_time()
     for text in (
         'Bearer a="' + "\\" * 60_000,
         "a " * 30_000,
@@ -55,4 +55,4 @@ def test_a_header_that_is_meant_to_take_long_does_not():
         "," * 60_000,
     ):
         parse_challenges([text])
-    assert time.monotonic() - started < 1.0
+    assert time.process_time() - started < 20, "quadratic: minutes"

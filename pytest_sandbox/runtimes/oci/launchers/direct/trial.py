@@ -99,6 +99,7 @@ def _root(machine: Machine) -> Iterator[Path]:
             if os.geteuid() == 0:
                 os.chown(folder, ids.uids[0].outside, ids.gids[0].outside)
         yield layer
+    machine.store.empty_trash(keep=machine.store.uses.living()[0])
 
 
 @contextlib.contextmanager
