@@ -250,7 +250,7 @@ def kill(paths: GroupPaths, wait: float = 10.0) -> bool:
     if paths.unified is not None:
         with contextlib.suppress(OSError):
             (paths.unified / "cgroup.kill").write_text("1")
-    until, pause = time.monotonic() + wait, 0.001
+    until, pause = time.monotonic() + wait, 0.0002
     while found := members(paths):
         if "pids" in paths.controllers:
             with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ import platform as machine
 import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, InvalidImage, UsageError
@@ -59,6 +60,7 @@ class Platform:
         return f"{text}/{self.variant}" if self.variant else text
 
 
+@lru_cache(maxsize=64)
 def normalise(found: Platform) -> Platform:
     """The same platform in its one spelling: Go's names, the baseline variant left out."""
     system = found.os.lower()

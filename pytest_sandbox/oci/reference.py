@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from pytest_sandbox.errors import UsageError
@@ -87,6 +88,7 @@ def normal_registry(host: str) -> str:
     return DOCKER_HUB if host in (_HUB_API, _HUB_OLD, DOCKER_HUB) else host
 
 
+@lru_cache(maxsize=256)
 def parse_reference(text: str) -> Reference:
     """Read a reference; without tag and digest the tag is `latest`. Raises UsageError."""
     rest, at, digest = text.partition("@")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.oci.lifetimes import boot_id, is_over, pid_namespace, started
@@ -44,11 +45,18 @@ def owner_of(pid: int = 0) -> Owner:
     """A process as an owner; this one by default. Raises ProcessLookupError if it is gone, and
     OSError where the kernel does not tell.
     """
-    pid = pid or os.getpid()
+    return _owner(pid) if pid else _own(os.getpid())
+
+
+def _owner(pid: int) -> Owner:
     began = started(pid)
     if began is None:
         raise ProcessLookupError(pid)
     return Owner(boot_id(), pid_namespace(), pid, began)
+
+
+_own = lru_cache(maxsize=1)(_owner)
+os.register_at_fork(after_in_child=_own.cache_clear)
 
 
 def parse_owner(found: Mapping[str, Any]) -> Owner:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import ImageUnavailable, InvalidImage, UsageError
@@ -30,6 +31,7 @@ class Records:
         self._images = images
         self._pins = pins
         self._blobs = blobs
+        self._known: dict[str, tuple[tuple[int, int, int], Image]] = {}
 
     def find(self, reference: Reference, wanted: Platform) -> Image | None:
         """The image that a reference stands for on a platform, or on a lower variant of it.
@@ -106,6 +108,24 @@ class Records:
         return self._images / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     def _read(self, file: Path) -> Image | None:
+        """A record is put in place whole, by renaming, and touched: one with the same number, times
+        and size was read already. Every start of a sandbox asks for its image.
+        """
+        try:
+            seen = file.stat()
+        except OSError:
+            return None
+        mark = (seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
+        before, known = self._known.get(file.name, (None, None))
+        if known is None or before != mark:
+            known = self._parse(file)
+            if known is None:
+                return None
+            self._known[file.name] = mark, known
+        pinned = self._pin(known.reference).exists()
+        return known if known.pinned == pinned else replace(known, pinned=pinned)
+
+    def _parse(self, file: Path) -> Image | None:
         found = read_json(file)
         if found is None or found.get("format") != 1:
             return None
@@ -124,7 +144,6 @@ class Records:
                 size=int(found["size"]),
                 stored=float(found["stored"]),
                 last_use=file.stat().st_mtime,
-                pinned=self._pin(reference).exists(),
             )
         except (KeyError, TypeError, ValueError, OSError):
             return None

@@ -63,6 +63,7 @@ class Call:
         os.waitstatus_to_exitcode gives it, the CPU time with its children's). When the other end
         of the channel closes, it is killed. `companions` are killed after it, then the job `after`
         runs (on the host's side, with `status` added to its arguments) and `{"gone": ...}` is told.
+        Where the caller ends it (Channel.end), the job begins while it dies, and has a pidfd of it.
         """
         message = {
             "watch": pid,

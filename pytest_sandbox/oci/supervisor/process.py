@@ -38,6 +38,8 @@ class Watched:
     after: list[Any] | None = None
     name: str = ""
     ended: bool = False
+    followed: bool = False
+    """`after` is under way, or done."""
 
 
 @dataclass
@@ -319,7 +321,9 @@ class Supervisor:
             message, fds = received
             for descriptor in fds:
                 os.close(descriptor)
-            if "signal" in message and not watched.ended:
+            if "end" in message and not watched.ended:
+                self._finish(watched)
+            elif "signal" in message and not watched.ended:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(watched.pid, int(message["signal"]))
             elif "leave" in message:  # it goes on without its caller
@@ -328,6 +332,18 @@ class Supervisor:
         self._drop_channel(watched)
         if not watched.ended:
             _kill(watched.pid)
+
+    def _finish(self, watched: Watched) -> None:
+        """Kill it. What follows its end begins at once, with a pidfd of it to wait for."""
+        try:
+            process = os.pidfd_open(watched.pid)
+        except OSError:  # it has just ended
+            return
+        _kill(watched.pid)
+        try:
+            self._follow(watched, -int(signal.SIGKILL), [process])
+        finally:
+            os.close(process)
 
     def _drop_channel(self, watched: Watched) -> None:
         if watched.channel is not None:
@@ -368,13 +384,19 @@ class Supervisor:
         if watched.after is None:
             self._tell(watched, {"gone": {}})
             self._drop_channel(watched)
+        elif not watched.followed:
+            self._follow(watched, code, [])
+
+    def _follow(self, watched: Watched, code: int, fds: list[int]) -> None:
+        if watched.after is None:
             return
+        watched.followed = True
         name, args = watched.after
         message = {"job": name, "args": {**args, "status": code}, "where": "host"}
         mine, theirs = messages.pair()
         try:
             reply = watched.channel or theirs
-            self._run(self._find(name), message, [], reply, Job(None, follows=watched))
+            self._run(self._find(name), message, fds, reply, Job(None, follows=watched))
         except Exception as error:
             warn(f"{name} could not be started: {error}")
             self._drop_channel(watched)

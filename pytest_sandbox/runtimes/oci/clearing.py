@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.oci import cgroup_usage, cgroups, linux
 from pytest_sandbox.oci.supervisor.jobs import repeatable
@@ -16,22 +18,33 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.oci.supervisor import Call
 
+_DYING: Final = 30.0
+"""So long, in seconds, the processes of a sandbox may take to go."""
+
 
 @repeatable
 def clear(call: Call) -> dict[str, Any]:
     """After a sandbox's end: read what it used, remove what is left of it, then its files.
 
-    Says `cleared` with its Usage as soon as nothing is left but files in the store's trash.
+    Says `cleared` with its Usage as soon as nothing is left but files in the store's trash. `fds`:
+    a pidfd of its first process, where that is still dying.
     """
     args = call.args
-    usage = clear_away(call.room, args)
     folder = Path(args["folder"])
     aside = folder.parent.parent / "trash" / folder.name
     if not args["keep"]:
         with contextlib.suppress(OSError):
-            folder.rename(aside)
+            folder.rename(aside)  # mounts of what is in it do not mind
+    paths = _groups(args)
+    usage = {} if paths is None else cgroup_usage.read_memory(paths)
+    for process in call.fds:
+        if paths is not None and paths.unified is not None:
+            _remove_empty(paths.unified)
+        select.select([process], [], [], _DYING)
+    _remove(call.room, args["id"], paths)
     for note in args["files"]:
-        Path(note).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(note)  # noqa: PTH108
     with contextlib.suppress(OSError):  # the caller may be gone; the rest has to be done
         call.send({"cleared": usage})
     shutil.rmtree(aside, ignore_errors=True)
@@ -42,14 +55,31 @@ def clear(call: Call) -> dict[str, Any]:
     return usage
 
 
-def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Unmount, remove the cgroup and the engine's state; the Usage of the cgroup."""
-    place = Path(room, args["id"])
-    usage: dict[str, Any] = {}
-    if not args["rootless"] and args["group"]:  # none was made yet
-        paths = found_cgroups().below(args["cgroups_base"]).paths(args["group"])
-        usage = cgroup_usage.read_memory(paths)
-        if cgroups.remove(paths, wait=0):  # something is in it yet
+def clear_away(room: str, args: Mapping[str, Any]) -> None:
+    """Unmount, remove the cgroup and the engine's state."""
+    _remove(room, args["id"], _groups(args))
+
+
+def _groups(args: Mapping[str, Any]) -> cgroups.GroupPaths | None:
+    """None where it has no cgroup, or none was made yet."""
+    if args["rootless"] or not args["group"]:
+        return None
+    return found_cgroups().below(args["cgroups_base"]).paths(args["group"])
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the groups of commands in which nothing is left."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(entry.path)  # noqa: PTH106
+
+
+def _remove(room: str, name: str, paths: cgroups.GroupPaths | None) -> None:
+    place = Path(room, name)
+    if paths is not None:
+        if cgroups.remove(paths, wait=0.005):  # something is in it yet
             cgroups.kill(paths)
             cgroups.remove(paths)
     if place.exists():
@@ -57,8 +87,7 @@ def clear_away(room: str, args: Mapping[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(OSError):
                 linux.umount(mounted, linux.MNT_DETACH)
         shutil.rmtree(place, ignore_errors=True)
-        shutil.rmtree(Path(room, "states", args["id"]), ignore_errors=True)
-    return usage
+        shutil.rmtree(Path(room, "states", name), ignore_errors=True)
 
 
 @cache

@@ -17,31 +17,55 @@ def compare(uppers: Iterable[int], below: int, now: int) -> dict[str, list[str]]
     A folder counts as changed for its own mode or owner. A removed folder stands for all in it.
     """
     found: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
-    touched = {path for upper in uppers for path in _walk(upper, "")}
-    hidden: set[str] = set()
-    for path in touched:
-        if _is_folder(below, path) and _is_folder(now, path):
-            gone = set(_names(below, path)) - set(_names(now, path))
-            hidden.update(f"{path}/{name}" for name in gone)
-    for path in sorted(touched | hidden):
-        old, new = _look(below, path), _look(now, path)
-        if old is None and new is not None:
-            found["added"].append(path)
-        elif old is not None and new is None:
-            if not any(path.startswith(f"{above}/") for above in found["removed"]):
+    waiting = {path for upper in uppers for path in _walk(upper, "")}
+    # Nothing is looked for in what is no folder; least of all through a link.
+    folders_below, folders_now = {""}, {""}
+    while waiting:
+        hidden: set[str] = set()
+        for path in sorted(waiting):  # a folder comes before what is in it
+            above = path.rpartition("/")[0]
+            old = _look(below, path) if above in folders_below else None
+            new = _look(now, path) if above in folders_now else None
+            if old is not None and stat.S_ISDIR(old.st_mode):
+                folders_below.add(path)
+            if new is not None and stat.S_ISDIR(new.st_mode):
+                folders_now.add(path)
+            if path in folders_below and path in folders_now:
+                gone = set(_names(below, path)) - set(_names(now, path))
+                hidden.update(f"{path}/{name}" for name in gone)
+            if old is None and new is not None:
+                found["added"].append(path)
+            elif old is not None and new is None:
                 found["removed"].append(path)
-        elif old is not None and new is not None and _differs(old, new):
-            found["changed"].append(path)
+            elif old is not None and new is not None and _differs(old, new):
+                found["changed"].append(path)
+        waiting = hidden - waiting
+    gone = set(found["removed"])
+    found["removed"] = sorted(path for path in gone if not _below_one_of(path, gone))
     return found
+
+
+def _below_one_of(path: str, folders: set[str]) -> bool:
+    while path:
+        path = path.rpartition("/")[0]
+        if path in folders:
+            return True
+    return False
 
 
 def _walk(folder: int, path: str) -> Iterator[str]:
     """Every path of an upper folder, absolute; its root is none of them."""
-    for name in _names(folder, path):
-        inner = f"{path}/{name}"
-        yield inner
-        if _is_folder(folder, inner):
-            yield from _walk(folder, inner)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    descriptor = os.open(path.lstrip("/") or ".", flags, dir_fd=folder)
+    try:
+        with os.scandir(descriptor) as entries:
+            inner = [(f"{path}/{e.name}", e.is_dir(follow_symlinks=False)) for e in entries]
+    finally:
+        os.close(descriptor)
+    for name, is_folder in inner:
+        yield name
+        if is_folder:
+            yield from _walk(folder, name)
 
 
 def _names(folder: int, path: str) -> list[str]:
@@ -59,11 +83,6 @@ def _look(folder: int, path: str) -> os.stat_result | None:
         return os.stat(path.lstrip("/"), dir_fd=folder, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _is_folder(folder: int, path: str) -> bool:
-    found = _look(folder, path)
-    return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def _differs(old: os.stat_result, new: os.stat_result) -> bool:

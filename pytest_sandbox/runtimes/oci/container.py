@@ -146,7 +146,7 @@ class OciContainer:
             if self._removed:
                 return
             self._removed = True
-        self.kill()
+        self._channel.end()
         self._hear(_END, cleared=True)
         self._channel.close()
         if self._control is not None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.images.name import HASH_LABEL
@@ -46,6 +47,7 @@ def stored(store: Store, reference: str, arch: str = "") -> Image | None:
     return None
 
 
+@cache
 def platform_for(arch: str) -> Platform:
     """The platform of a target's architecture."""
     return normalise(Platform("linux", arch))

@@ -29,10 +29,18 @@ _REMOVE: Final = "pytest_sandbox.runtimes.oci.file_jobs:remove"
 
 def note(root: Path, name: str, owner: Owner) -> None:
     """Write down whose sandbox `name` is, before anything of it is made."""
-    folder = root / _FOLDER
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data = {**asdict(owner), "created": time.time()}
-    (folder / name).write_text(json.dumps(data), encoding="utf-8")
+    data = json.dumps({**asdict(owner), "created": time.time()}).encode()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    path = f"{root}/{_FOLDER}/{name}"
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        (root / _FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, flags, 0o600)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
 
 
 def forget(root: Path, name: str) -> None:

@@ -97,8 +97,15 @@ def groups(tmp_path):
     return Cgroups(Layout.HYBRID, trees, Hierarchy(tmp_path / "unified", 2))
 
 
+USER = {"uid": 0, "gid": 0, "groups": [], "home": "/root"}
+
+
+def profile(one, cgroups, filters):
+    return profile_of(one, USER, cgroups, filters, guarded=True)
+
+
 def test_the_profile_of_a_spec(tmp_path):
-    found = profile_of(spec(), groups(tmp_path), tmp_path)
+    found = profile(spec(), groups(tmp_path), tmp_path)
     assert found.limits == {"memory": 64 << 20, "pids": 9, "cpus": 1.5}
     assert found.hierarchies == (("memory", "memory"), ("pids", "pids"), ("cpu", "cpu"))
     assert found.unified == "unified"
@@ -106,7 +113,7 @@ def test_the_profile_of_a_spec(tmp_path):
     assert found.uids == ((0, 100000, 65536),)
     assert {one["destination"] for one in found.mounts} >= {"/proc", "/dev", "/sys", "/dev/shm"}
     assert controllers(groups(tmp_path)) == ["memory", "pids", "cpu"]
-    again = profile_of(spec(), groups(tmp_path), tmp_path)
+    again = profile(spec(), groups(tmp_path), tmp_path)
     assert again.key == found.key
-    assert profile_of(spec(network="host"), groups(tmp_path), tmp_path).key != found.key
-    assert profile_of(spec(), None, tmp_path).limits == {}, "no group, no limits of it"
+    assert profile(spec(network="host"), groups(tmp_path), tmp_path).key != found.key
+    assert profile(spec(), None, tmp_path).limits == {}, "no group, no limits of it"

@@ -48,6 +48,11 @@ class Group:
         self._kill = os.open("cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.folder)
         self._events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.folder)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those that it needs."""
+        return self.folder, self._kill, self._events
+
     def empty(self) -> bool:
         """Whether no process is in it."""
         return b"populated 0" in os.pread(self._events, 200, 0)
@@ -61,7 +66,7 @@ class Group:
 
     def remove(self) -> None:
         """It is empty, and used no more."""
-        for descriptor in (self.folder, self._kill, self._events):
+        for descriptor in self.descriptors:
             os.close(descriptor)
         with contextlib.suppress(OSError):
             os.rmdir(self.name, dir_fd=self._parent)
@@ -83,13 +88,10 @@ class Command:
 
 class Agent:
     """The loop of process 1. `parent` is a descriptor of the sandbox's group in the v2 tree, -1
-    for none.
+    for none. Made while there is time: what the first command needs is ready then.
     """
 
-    def __init__(
-        self, control: socket.socket, confinement: Confinement, parent: int, *, guarded: bool
-    ) -> None:
-        self._control = control
+    def __init__(self, confinement: Confinement, parent: int, *, guarded: bool) -> None:
         self._confinement = confinement
         self._parent = parent
         self._poll = select.poll()
@@ -101,14 +103,25 @@ class Agent:
         self._busy: list[Group] = []
         self._numbers = 0
         self._over = False
-
-    def serve(self) -> None:
-        """Work until the client is gone, or the main process has ended."""
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._told, self._tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        """The ends of a pipe: see signal.set_wakeup_fd."""
+        signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _nothing)
-        control = self._control.fileno()
-        for descriptor in (reader, control):
+        if self._quick is not None:
+            self._quick.rehearse()
+        if (group := self._group()) is not None:
+            self._free.append(group)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those that it needs, but for the control channel."""
+        found = [self._told, self._tell, *([self._parent] if self._parent >= 0 else [])]
+        return found + [one for group in self._free for one in group.descriptors]
+
+    def serve(self, control: socket.socket) -> None:
+        """Work until the client is gone, or the main process has ended."""
+        reader = self._told
+        for descriptor in (reader, control.fileno()):
             self._poll.register(descriptor, select.POLLIN)
         while not self._over:
             ready = [descriptor for descriptor, _ in self._poll.poll()]
@@ -117,19 +130,19 @@ class Agent:
                     self._signals(os.read(reader, 512))
                 elif descriptor in self._channels:
                     self._hear(self._channels[descriptor])
-            if control in ready:  # last: what has ended leaves its group to the next command
-                self._request()
+            if control.fileno() in ready:  # last: what has ended leaves its group to the next one
+                self._request(control)
 
     # --- commands ---------------------------------------------------------------------------
 
-    def _request(self) -> None:
+    def _request(self, control: socket.socket) -> None:
         received = None
         with contextlib.suppress(OSError, ValueError):
-            received = messages.receive(self._control)
+            received = messages.receive(control)
         if received is None:
             # A main process needs no client: the supervisor's end is what ends it.
             self._over = not any(command.main for command in self._running.values())
-            self._poll.unregister(self._control)
+            self._poll.unregister(control)
             return
         message, (end, *stdio) = received
         channel = socket.socket(fileno=end)
@@ -148,9 +161,7 @@ class Agent:
             for descriptor in stdio:
                 os.close(descriptor)
 
-    def _begin(
-        self, message: Mapping[str, Any], channel: socket.socket, stdio: list[int]
-    ) -> None:
+    def _begin(self, message: Mapping[str, Any], channel: socket.socket, stdio: list[int]) -> None:
         group = self._group()
         try:
             pid, status = self._child(message, channel, stdio, group)

@@ -35,8 +35,8 @@ _ATTRIBUTES: Final = {
     "noexec": linux.MOUNT_ATTR_NOEXEC,
 }
 
-_PROCESS: Final = ("user", "env", "capabilities", "rlimits", "noNewPrivileges")
-
+_SOON: Final = 0.004
+"""Seconds: a blank that is quickly made waits until the first command has begun."""
 _LATER: Final = 0.015
 """Seconds: a blank that the kernel takes its time for is made when the sandbox's first command is
 likely to be over; while it waits, it keeps commands from their own cgroup.
@@ -72,7 +72,13 @@ class DirectLauncher:
         known = {} if bundle.known is None else bundle.known
         again = "profile" in known
         if not again:
-            known["profile"] = profile_of(bundle.spec, self._cgroups, self._filters)
+            known["profile"] = profile_of(
+                bundle.spec,
+                bundle.user or _plain_user(bundle.spec["process"]["user"]),
+                self._cgroups,
+                self._filters,
+                guarded=call.ids is not None,
+            )
         profile: Profile = known["profile"]
         self._blank = blank = _take(profile) or self._make(profile, call.room)
         self.group = blank.group
@@ -80,9 +86,6 @@ class DirectLauncher:
         order = {
             "hostname": bundle.spec.get("hostname", ""),
             "read_only": bundle.spec["root"]["readonly"],
-            "process": {name: process[name] for name in _PROCESS},
-            "user": bundle.user or _plain_user(process["user"]),
-            "guarded": call.ids is not None,
         }
         mine, theirs = messages.pair()
         trees = [_root(bundle)]
@@ -108,7 +111,7 @@ class DirectLauncher:
                 "user": "",
             }
         if self._make_ahead:
-            wait = 0.0 if is_warm() else _LATER
+            wait = _SOON if is_warm() else _LATER
             call.when_idle(lambda: self._ahead(profile, call.room), wait)
         return blank.pid
 
@@ -200,9 +203,7 @@ def _root(bundle: Bundle) -> int:
     return tree
 
 
-def _mount(
-    mount: Mapping[str, Any], trees: list[int], texts: Mapping[str, str]
-) -> dict[str, Any]:
+def _mount(mount: Mapping[str, Any], trees: list[int], texts: Mapping[str, str]) -> dict[str, Any]:
     """A mount of the spec, as the sandbox is told; the tree of a bind is put behind `trees`."""
     told = {"destination": mount["destination"], "type": mount["type"], "folder": True}
     if mount["type"] != "bind":

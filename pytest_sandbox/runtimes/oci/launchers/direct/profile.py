@@ -46,6 +46,7 @@ _NEEDED: Final = (
 """What process 1 does under its filter, and no command may: it takes its root, and starts commands
 in their cgroups.
 """
+_PROCESS: Final = ("user", "env", "capabilities", "rlimits", "noNewPrivileges")
 _KEPT: Final = 8
 _FILTERS: list[tuple[Mapping[str, Any], tuple[bytes, bytes]]] = []
 
@@ -72,9 +73,22 @@ class Profile(NamedTuple):
     filter: bytes
     deny: bytes
     """The filter of each command on top of `filter`; empty for none."""
+    process: Mapping[str, Any]
+    """What commands have in common: parts of the spec's process."""
+    user: Mapping[str, Any]
+    """Who they are unless they say so (spec.users.User as JSON)."""
+    guarded: bool
+    """Process 1 is closed to all but the host's root."""
 
 
-def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) -> Profile:
+def profile_of(
+    spec: Mapping[str, Any],
+    user: Mapping[str, Any],
+    cgroups: Cgroups | None,
+    filters: Path,
+    *,
+    guarded: bool,
+) -> Profile:
     """The profile of a spec. `cgroups`: sandboxes get a group of their own; `filters` is the folder
     of compiled filters. Raises UsageError for what this launcher does not do.
     """
@@ -96,6 +110,9 @@ def profile_of(spec: Mapping[str, Any], cgroups: Cgroups | None, filters: Path) 
         "unified": unified,
         "bounding": tuple(sorted(spec["process"]["capabilities"]["bounding"])),
         "limits": _limits(linux.get("resources", {})) if cgroups is not None else {},
+        "process": {name: spec["process"][name] for name in _PROCESS},
+        "user": user,
+        "guarded": guarded,
     }
     key = json.dumps([parts, hash(program)], sort_keys=True)
     return Profile(key=key, **parts, filter=program, deny=deny)

@@ -32,6 +32,8 @@ def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> 
     if profile.network:
         privileges.loopback_up()
     privileges.confine_blank(profile.bounding, profile.filter)
+    confinement = Confinement.of(profile.process, profile.user, profile.deny)
+    agent = Agent(confinement, group, guarded=profile.guarded)
     messages.send(channel, {"staged": True})
     received = messages.receive(channel)
     if received is None:
@@ -43,17 +45,14 @@ def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> 
     os.chdir("/")
     if order["hostname"]:
         socket.sethostname(order["hostname"])
-    process = order["process"]
-    os.umask(process["user"].get("umask", 0o022))
-    confinement = Confinement.of(process, order["user"], profile.deny)
-    privileges.confine_agent(process, guarded=order["guarded"])
+    os.umask(profile.process["user"].get("umask", 0o022))
+    privileges.confine_agent(profile.process, guarded=profile.guarded)
     with contextlib.suppress(OSError):  # its maker may not wait for this
         messages.send(channel, {"confined": True})
     channel.close()
-    # The control channel, and the group of the v2 tree that commands are put below.
-    linux.close_all_but([control, group])
+    linux.close_all_but([control, *agent.descriptors])
     with socket.socket(fileno=control) as end:
-        Agent(end, confinement, group, guarded=order["guarded"]).serve()
+        agent.serve(end)
     os._exit(0)
 
 
