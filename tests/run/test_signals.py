@@ -199,6 +199,7 @@ def test_a_signal_while_it_pulls(cli, registry, image):
 def test_an_interrupt_while_it_unpacks(cli, debian, clean):
     """What unpacks is ended before its files are removed."""
     work = cli.data / "oci" / "tmp"
+    cli("image", "rm", debian)  # another test may have pulled it
     for files in (1, 300, 1500):
         process = cli.begin("run", "--rm", "-q", debian, "true", stderr=subprocess.PIPE)
 

@@ -53,7 +53,6 @@ class Call:
         self,
         pid: int,
         *,
-        companions: Sequence[int] = (),
         after: tuple[str, Mapping[str, Any]] | None = None,
         name: str = "",
     ) -> None:
@@ -61,13 +60,12 @@ class Call:
 
         Its end is told there as `{"exit": status, "cpu": seconds}` (the status as
         os.waitstatus_to_exitcode gives it, the CPU time with its children's). When the other end
-        of the channel closes, it is killed. `companions` are killed after it, then the job `after`
-        runs (on the host's side, with `status` added to its arguments) and `{"gone": ...}` is told.
-        Where the caller ends it (Channel.end), the job begins while it dies, and has a pidfd of it.
+        of the channel closes, it is killed. After it the job `after` runs (on the host's side, with
+        `status` added to its arguments) and `{"gone": ...}` is told. Where the caller ends it
+        (Channel.end), the job begins while it dies, and has a pidfd of it.
         """
         message = {
             "watch": pid,
-            "companions": list(companions),
             "after": list(after) if after else None,
             "name": name,
         }

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,6 @@ class Watched:
 
     pid: int
     channel: socket.socket | None
-    companions: list[int] = field(default_factory=list)
     after: list[Any] | None = None
     name: str = ""
     ended: bool = False
@@ -300,7 +299,7 @@ class Supervisor:
 
     def _watch(self, message: dict[str, Any], channel: socket.socket) -> None:
         watched = Watched(
-            message["watch"], channel, message["companions"], message["after"], message["name"]
+            message["watch"], channel, message["after"], message["name"]
         )
         if not _is_child(watched.pid):
             # It has ended. (What ended long ago may have had the id of one that is a child now.)
@@ -379,8 +378,6 @@ class Supervisor:
         watched.ended = True
         code = os.waitstatus_to_exitcode(status)
         self._tell(watched, {"exit": code, "cpu": cpu})
-        for companion in watched.companions:
-            _kill(companion)
         if watched.after is None:
             self._tell(watched, {"gone": {}})
             self._drop_channel(watched)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.runtimes.build_blame import COLOUR, KEPT_LINES
-from pytest_sandbox.runtimes.oci import leavings, weak
+from pytest_sandbox.runtimes.oci import leavings, watcher
 from pytest_sandbox.runtimes.owner import current_owner
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(runtime: OciRuntime, order: Order, lines: Lines, deadline: float) -> Ran
     counters = -1
     if order.limits.weak:
         counters = os.memfd_create("pytest-sandbox-counters")
-        os.pwrite(counters, bytes(weak.COUNTERS.size), 0)
+        os.pwrite(counters, bytes(watcher.COUNTERS.size), 0)
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
     readers, writers = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -106,7 +106,7 @@ def run(runtime: OciRuntime, order: Order, lines: Lines, deadline: float) -> Ran
             channel.close()
         killed = bool(ended.usage.get("oom_kills"))
         if counters >= 0:
-            killed = weak.COUNTERS.unpack(os.pread(counters, weak.COUNTERS.size, 0))[0] > 0
+            killed = watcher.COUNTERS.unpack(os.pread(counters, watcher.COUNTERS.size, 0))[0] > 0
         return Ran(ended.status, ended.timed_out, killed, tuple(started["created"]))
     finally:
         for descriptor in readers:

@@ -78,10 +78,9 @@ def _remove_empty(folder: Path) -> None:
 
 def _remove(room: str, name: str, paths: cgroups.GroupPaths | None) -> None:
     place = Path(room, name)
-    if paths is not None:
-        if cgroups.remove(paths, wait=0.005):  # something is in it yet
-            cgroups.kill(paths)
-            cgroups.remove(paths)
+    if paths is not None and cgroups.remove(paths, wait=0.005):  # something is in it yet
+        cgroups.kill(paths)
+        cgroups.remove(paths)
     if place.exists():
         for mounted in [*sorted((place / "mounts").glob("*")), place / "etc", place / "rootfs"]:
             with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
-from pytest_sandbox.runtimes.oci import leavings, weak
+from pytest_sandbox.runtimes.oci import leavings, watcher, weak
 from pytest_sandbox.runtimes.oci.agent_command import AgentCommand
 from pytest_sandbox.runtimes.oci.exec_command import OciExec
 from pytest_sandbox.runtimes.oci.group_counters import GroupCounters
@@ -134,7 +134,7 @@ class OciContainer:
     def counters(self) -> Counters:
         if self._counters < 0:
             return self._cgroup.read() if self._cgroup is not None else Counters()
-        oom, pids, _ = weak.COUNTERS.unpack(os.pread(self._counters, weak.COUNTERS.size, 0))
+        oom, pids, _ = watcher.COUNTERS.unpack(os.pread(self._counters, watcher.COUNTERS.size, 0))
         # The watcher looks now and then; a command that could not fork ends at once.
         full = weak.is_full(self.pid, self._runtime.supervisor.pid, self.order.limits)
         self._full += full and not self._was_full
@@ -203,8 +203,8 @@ class OciContainer:
         if self.order.limits.weak or self.order.rootless:
             peak = 0
             if self._counters >= 0:
-                data = os.pread(self._counters, weak.COUNTERS.size, 0)
-                peak = weak.COUNTERS.unpack(data)[2]
+                data = os.pread(self._counters, watcher.COUNTERS.size, 0)
+                peak = watcher.COUNTERS.unpack(data)[2]
             found = self._runtime.watched_stats(self.pid, peak)
             # What the engine started in it is no child of its init.
             return replace(found, cpu_seconds=found.cpu_seconds + self._exec_seconds)

@@ -196,7 +196,6 @@ class _Launch:
             pid = self._launcher.create(call, bundle)
         finally:
             self._close_tree()
-        companions: list[int] = []
         ports: list[str] = []
         # What it leaves running would be a child of a worker.
         call.spent = order.network == "bridge"
@@ -204,13 +203,8 @@ class _Launch:
             ports = self._network(pid)
         if order.limits.weak:
             spare = self._launcher.brings_init
-            companions += weak.impose(pid, order.limits, call.fds[3], spare=spare)
-        call.watch(
-            pid,
-            companions=companions,
-            after=(_CLEAR, self._rest()),
-            name=order.id,
-        )
+            weak.impose(pid, order.limits, call.fds[3], spare=spare)
+        call.watch(pid, after=(_CLEAR, self._rest()), name=order.id)
         self._watched = True
         status = self._launcher.start()
         if status and order.check:

@@ -14,18 +14,35 @@ def members(first: int, top: int) -> list[int]:
     the engine starts in it (an exec) is the supervisor's own child.
     """
     try:
-        space = os.stat(f"/proc/{first}/ns/pid").st_ino  # noqa: PTH116
+        space = space_of(first)
     except OSError:
         return []
-    found = [first]
+    return [first, *(pid for pid in spaces(top).get(space, ()) if pid != first)]
+
+
+def spaces(top: int) -> dict[int, list[int]]:
+    """Every process below `top`, by its pid namespace (see `space_of`)."""
+    found: dict[int, list[int]] = {}
     todo = _children(top)
     while todo:
         pid = todo.pop()
         todo += _children(pid)
         with contextlib.suppress(OSError):
-            if pid != first and os.stat(f"/proc/{pid}/ns/pid").st_ino == space:  # noqa: PTH116
-                found.append(pid)
+            found.setdefault(space_of(pid), []).append(pid)
     return found
+
+
+def space_of(pid: int) -> int:
+    """The number of a process's pid namespace. Raises OSError."""
+    return os.stat(f"/proc/{pid}/ns/pid").st_ino  # noqa: PTH116
+
+
+def tasks(pid: int) -> int:
+    """The number of threads of a process; 0 for one that is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
+    except OSError:
+        return 0
 
 
 def inner_pid(pid: int) -> int:

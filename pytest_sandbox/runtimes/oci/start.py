@@ -12,7 +12,7 @@ from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.control import Control, ControlLost
 from pytest_sandbox.runtimes.live_system import LiveSystem
-from pytest_sandbox.runtimes.oci import leavings, weak
+from pytest_sandbox.runtimes.oci import leavings, watcher
 from pytest_sandbox.runtimes.oci.channel import PipeChannel
 from pytest_sandbox.runtimes.oci.container import OciContainer
 from pytest_sandbox.runtimes.oci.order import LimitOrder, MountOrder, Order
@@ -121,7 +121,7 @@ class Starts:
         counters = -1
         if order.limits.weak:
             counters = os.memfd_create("pytest-sandbox-counters")
-            os.pwrite(counters, bytes(weak.COUNTERS.size), 0)
+            os.pwrite(counters, bytes(watcher.COUNTERS.size), 0)
         extra = [counters] if counters >= 0 else []
         try:
             if order.launcher == "direct":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def sleep(call):
 
 
 def leave(call):
-    """Leave orphans to the supervisor: one that is watched and, if asked for, a companion."""
+    """Leave an orphan to the supervisor, which watches it."""
 
     def orphan(code):
         reader, writer = os.pipe()
@@ -103,20 +104,21 @@ def leave(call):
         # The intermediate process gets one id, the orphan the next.
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(call.args["next_pid"] - 2))
     pid = orphan(main)
-    companions = [orphan(lambda: time.sleep(60))] if call.args.get("companion") else []
     after = None
     if "file" in call.args:
         after = ("pytest_sandbox.jobs_of_tests:note", {"file": call.args["file"]})
     if call.args.get("late"):
         time.sleep(0.5)
     if call.args.get("watch", True):
-        call.watch(pid, companions=companions, after=after)
-    return {"pid": pid, "companions": companions}
+        call.watch(pid, after=after)
+    return {"pid": pid}
 
 
 def note(call):
+    for process in call.fds:  # it was ended by its caller
+        select.select([process], [], [])
     Path(call.args["file"]).write_text(f"{call.args['status']}")
-    call.send({"noted": True})
+    call.send({"noted": True, "dying": len(call.fds)})
     return {"more": 1}
 
 

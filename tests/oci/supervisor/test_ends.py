@@ -20,22 +20,26 @@ def one(**args):
     channel = keeper.open(JOB + "leave", args)
     left = channel.result()
     if "signal" in args: channel.signal(args["signal"])
+    if "end" in args: channel.end()
     return dict(left, said=messages(channel))
-ended = one(seconds=0, status=7, file={file!r}, companion=True)
+ended = one(seconds=0, status=7, file={file!r})
 late = one(seconds=0, status=8, file={file + "2"!r}, late=True)
 killed = one(seconds=60, signal=9, file={file + "3"!r})
+by_end = one(seconds=60, end=True, file={file + "4"!r})
 plain = one(seconds=0, status=3)
-tell(ended=ended, late=late, killed=killed, plain=plain)
+tell(ended=ended, late=late, killed=killed, by_end=by_end, plain=plain)
 keeper.close()
 """)
     gone = {"gone": {"more": 1}}
-    assert found["ended"]["said"] == [{"exit": 7}, {"said": {"noted": True}}, gone]
+    assert found["ended"]["said"] == [{"exit": 7}, {"said": {"noted": True, "dying": 0}}, gone]
     assert found["late"]["said"][0] == {"exit": 8}, "it had ended before it was watched"
     assert found["killed"]["said"][0] == {"exit": -9}
+    by_end = [said for said in found["by_end"]["said"] if "exit" not in said]
+    assert by_end == [{"said": {"noted": True, "dying": 1}}, gone], "it began while that died"
     assert found["plain"]["said"] == [{"exit": 3}, {"gone": {}}]
-    assert [Path(file + n).read_text() for n in ("", "2", "3")] == ["7", "8", "-9"]
-    for pid in [*found["ended"]["companions"], found["killed"]["pid"]]:
-        assert soon(lambda pid=pid: not alive(pid))
+    assert [Path(file + n).read_text() for n in ("", "2", "3", "4")] == ["7", "8", "-9", "-9"]
+    for name in ("killed", "by_end"):
+        assert soon(lambda pid=found[name]["pid"]: not alive(pid))
 
 
 def test_closing_the_channel_ends_the_process_and_leaving_it_does_not(client, tmp_path):
@@ -88,7 +92,7 @@ def test_a_killed_client_takes_everything_with_it(client, tmp_path):
     assert mounted(found["room"])
     one.process.kill()
     one.process.wait()
-    every = [found["keeper"], found["pid"], *found["companions"], found["worker"]]
+    every = [found["keeper"], found["pid"], found["worker"]]
     assert soon(lambda: not any(map(alive, every))), [pid for pid in every if alive(pid)]
     assert soon(lambda: not Path(found["room"]).exists())
     assert mounted(found["room"]) == []
@@ -109,8 +113,7 @@ keeper.close()
     found = one.hear()
     os.kill(found["keeper"], signal.SIGKILL)
     assert soon(lambda: not any(map(alive, (found["job"], found["worker"]))))
-    for pid in (found["pid"], *found["companions"]):  # plain processes: a sandbox has its init
-        os.kill(pid, signal.SIGKILL)
+    os.kill(found["pid"], signal.SIGKILL)  # a plain process: a sandbox has its init
     assert soon(lambda: not mounted(found["room"]))
     one.process.stdin.write("\n")
     one.process.stdin.flush()
@@ -120,17 +123,17 @@ keeper.close()
 
 
 def _busy(file, *, job):
-    """A client with a watched process, a companion, a worker and, if asked for, a long job."""
+    """A client with a watched process, a worker and, if asked for, a long job."""
     begin = f'job = keeper.open(JOB + "sleep", {{"file": {file!r}}})' if job else ""
     wait = f"while not Path({file!r}).exists() or not Path({file!r}).read_text(): time.sleep(0.01)"
     return f"""
 keeper = supervisor()
-channel = keeper.open(JOB + "leave", {{"companion": True}})
+channel = keeper.open(JOB + "leave", {{}})
 left = channel.result()
 {begin}
 worker = keeper.call(JOB + "who", {{}}, where="host")["pid"]
 {wait if job else ""}
-tell(keeper=keeper.pid, room=keeper.room, pid=left["pid"], companions=left["companions"],
+tell(keeper=keeper.pid, room=keeper.room, pid=left["pid"],
      worker=worker, job={f"int(Path({file!r}).read_text())" if job else "0"})
 {"" if job else "sys.stdin.read()"}
 """

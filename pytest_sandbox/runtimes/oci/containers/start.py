@@ -180,7 +180,7 @@ class Run:
     def _begin(self, order: Order, descriptors: list[int]) -> Channel:
         extra = []
         if order.limits.weak:
-            from pytest_sandbox.runtimes.oci.weak import COUNTERS
+            from pytest_sandbox.runtimes.oci.watcher import COUNTERS
 
             extra = [os.memfd_create("pytest-sandbox-counters", os.MFD_CLOEXEC)]
             os.pwrite(extra[0], bytes(COUNTERS.size), 0)
