@@ -101,12 +101,6 @@ class Call:
         done: dict[str, Any] = answer["done"]
         return done
 
-    def when_idle(self, function: Callable[[], None], seconds: float) -> None:
-        """Have `function` run in this process, once, when it has had nothing else to do for some
-        seconds. Only a `repeatable` job has such a process.
-        """
-        put_off(function, seconds)
-
     def enter_ids(self) -> None:
         """Become root of the sandboxes' ids, for good (a no-op where the job is that already)."""
         self._enter()
@@ -121,17 +115,6 @@ def repeatable(job: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
 
 _ENDS: list[Callable[[], None]] = []
-_IDLE: list[tuple[Callable[[], None], float]] = []
-
-
-def rest() -> tuple[Callable[[], None], float] | None:
-    """What is to be done after so many idle seconds, if there is anything; it is asked for once."""
-    return _IDLE.pop() if _IDLE else None
-
-
-def put_off(function: Callable[[], None], seconds: float) -> None:
-    """Do `function` after so many idle seconds, and nothing else."""
-    _IDLE[:] = [(function, seconds)]
 
 
 def at_end(function: Callable[[], None]) -> Callable[[], None]:

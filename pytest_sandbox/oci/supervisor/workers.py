@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.oci.supervisor import jobs, messages
+from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.waiting import ended
 
 if TYPE_CHECKING:
@@ -101,7 +100,6 @@ def work(
     while True:
         try:
             messages.send(channel, {"idle": True})
-            _rest(channel)
             received = messages.receive(channel)
         except OSError:
             return
@@ -114,13 +112,3 @@ def work(
             os.close(descriptor)
         if not usable:
             return
-
-
-def _rest(channel: socket.socket) -> None:
-    """Use a moment without work for what a job has put off."""
-    while (found := jobs.rest()) is not None:
-        task, seconds = found
-        if select.select([channel], [], [], seconds)[0]:
-            jobs.put_off(task, seconds)
-            return
-        task()

@@ -11,7 +11,7 @@ from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import at_end, rebuild
-from pytest_sandbox.runtimes.oci.launchers.direct.blank import is_warm, make_blank
+from pytest_sandbox.runtimes.oci.launchers.direct.maker import Maker
 from pytest_sandbox.runtimes.oci.launchers.direct.profile import is_system, profile_of
 
 if TYPE_CHECKING:
@@ -35,15 +35,8 @@ _ATTRIBUTES: Final = {
     "noexec": linux.MOUNT_ATTR_NOEXEC,
 }
 
-_SOON: Final = 0.004
-"""Seconds: a blank that is quickly made waits until the first command has begun."""
-_LATER: Final = 0.015
-"""Seconds: a blank that the kernel takes its time for is made when the sandbox's first command is
-likely to be over; while it waits, it keeps commands from their own cgroup.
-"""
-
-_ahead: list[Blank] = []
-"""The blank that this worker has made ahead, if any."""
+_makers: list[Maker] = []
+"""This worker's maker of blanks, if any."""
 _parent: list[int] = []
 """A pidfd of the supervisor, once it is needed."""
 
@@ -53,14 +46,13 @@ class DirectLauncher:
 
     brings_init = True
 
-    def __init__(self, cgroups: Cgroups | None, filters: Path, *, ahead: bool = True) -> None:
+    def __init__(self, cgroups: Cgroups | None, filters: Path) -> None:
         """`cgroups`: sandboxes get a group of their own; `filters` is where compiled filters are
-        kept. `ahead`: after a start, make a blank for the next one.
+        kept.
         """
         self.group = ""
         self._cgroups = cgroups
         self._filters = filters
-        self._make_ahead = ahead
         self._blank: Blank | None = None
         self._control: socket.socket | None = None
         self._main: dict[str, Any] | None = None
@@ -80,7 +72,7 @@ class DirectLauncher:
                 guarded=call.ids is not None,
             )
         profile: Profile = known["profile"]
-        self._blank = blank = _take(profile) or self._make(profile, call.room)
+        self._blank = blank = _take(profile, self._cgroups, call.room)
         self.group = blank.group
         process = bundle.spec["process"]
         order = {
@@ -110,9 +102,9 @@ class DirectLauncher:
                 "cwd": process["cwd"],
                 "user": "",
             }
-        if self._make_ahead:
-            wait = _SOON if is_warm() else _LATER
-            call.when_idle(lambda: self._ahead(profile, call.room), wait)
+        for maker in _makers:
+            with contextlib.suppress(OSError):  # the next start makes another one
+                maker.prepare()
         return blank.pid
 
     def start(self) -> int:
@@ -137,27 +129,25 @@ class DirectLauncher:
         if self._blank is not None:
             self._blank.throw_away()
 
-    def _make(self, profile: Profile, room: str) -> Blank:
-        return make_blank(profile, self._cgroups, room, _supervisor())
-
-    def _ahead(self, profile: Profile, room: str) -> None:
-        while _ahead:
-            _ahead.pop().throw_away()
-        with contextlib.suppress(OSError):  # the next start makes its own, and says what is wrong
-            _ahead.append(self._make(profile, room))
-
 
 @at_end
 def let_go() -> None:
-    """The worker ends: its blank does, too."""
-    while _ahead:
-        _ahead.pop().throw_away()
+    """The worker ends: its maker does, too."""
+    while _makers:
+        _makers.pop().close()
 
 
-def _take(profile: Profile) -> Blank | None:
-    if _ahead and _ahead[-1].profile.key == profile.key:
-        return _ahead.pop()
-    return None
+def _take(profile: Profile, cgroups: Cgroups | None, room: str) -> Blank:
+    """A blank of that profile. Raises OSError, RuntimeUnavailable."""
+    if _makers and _makers[-1].profile.key != profile.key:
+        let_go()
+    if _makers:
+        try:
+            return _makers[-1].take()
+        except BrokenPipeError:  # it was killed
+            let_go()
+    _makers.append(Maker(profile, cgroups, room, _supervisor()))
+    return _makers[-1].take()
 
 
 def _supervisor() -> int:
