@@ -6,7 +6,7 @@ An owner is boot id, pid namespace, pid and start time: a pid alone is soon some
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +30,12 @@ class Owner:
 
     def document(self) -> dict[str, Any]:
         """As JSON writes it."""
-        return asdict(self)
+        return {
+            "boot": self.boot,
+            "namespace": self.namespace,
+            "pid": self.pid,
+            "started": self.started,
+        }
 
     def is_dead(self, age: float) -> bool:
         """Whether the process is gone; one that cannot be seen from here is after a day, by the

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 _INLINE: Final = 32 << 10
 """What is longer goes through a memory file: a packet must fit the socket's buffer."""
 _MOST: Final = 64
+_ROOM: Final = socket.CMSG_SPACE(_MOST * array.array("i").itemsize)
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_decode: Final = json.JSONDecoder().decode
 
 
 def send(channel: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
     """Send one message. Raises OSError (EPIPE) when nobody is there."""
-    data = json.dumps(message, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    data = _encode(message).encode("utf-8", "surrogateescape")
     if len(data) <= _INLINE:
         _send(channel, b"J" + data, fds)
         return
@@ -36,9 +39,8 @@ def _send(channel: socket.socket, data: bytes, fds: Sequence[int]) -> None:
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next message and its descriptors (close-on-exec); None at the end."""
-    size = socket.CMSG_SPACE(_MOST * array.array("i").itemsize)
     try:
-        data, ancillary, _, _ = channel.recvmsg(_INLINE + 1, size, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = channel.recvmsg(_INLINE + 1, _ROOM, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
     fds = array.array("i")
@@ -52,7 +54,12 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         with os.fdopen(received.pop(), "rb") as file:
             file.seek(0)
             data = b"J" + file.read()
-    return json.loads(data[1:].decode("utf-8", "surrogateescape")), received
+    return _decode(data[1:].decode("utf-8", "surrogateescape")), received
+
+
+def end_of(descriptor: int) -> socket.socket:
+    """The end of a channel, from its descriptor. (Without its kind, Python would ask for it.)"""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

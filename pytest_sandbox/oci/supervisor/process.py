@@ -11,17 +11,19 @@ import gc
 import os
 import selectors
 import signal
-import socket
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages, place
 from pytest_sandbox.oci.supervisor.jobs import Call, describe, find_job, leave, perform, warn
 from pytest_sandbox.oci.supervisor.workers import Pool, Worker, work
+
+if TYPE_CHECKING:
+    import socket
 
 _UNCLAIMED: Final = 4096
 _LOST: Final = int(signal.SIGKILL)
@@ -149,13 +151,13 @@ class Supervisor:
                 if job.client is client and job.number == message["cancel"]:
                     _kill(pid)
         elif "listen" in message:
-            listener = socket.socket(fileno=fds[0])
+            listener = messages.end_of(fds[0])
             self._selector.register(listener, selectors.EVENT_READ, ("listen", listener))
         else:
             self._begin(client, message, fds)
 
     def _begin(self, client: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
-        reply = socket.socket(fileno=fds[0])
+        reply = messages.end_of(fds[0])
         try:
             job = self._find(message["job"])
             self._run(job, message, fds[1:], reply, Job(client, int(message["number"])))
@@ -295,7 +297,7 @@ class Supervisor:
             if received is None:
                 return
             message, fds = received
-            self._watch(message, socket.socket(fileno=fds[0]))
+            self._watch(message, messages.end_of(fds[0]))
 
     def _watch(self, message: dict[str, Any], channel: socket.socket) -> None:
         watched = Watched(
@@ -437,7 +439,7 @@ def _die_with_parent() -> None:
 
 def main(descriptor: int) -> None:
     """The program of the supervisor's process; `descriptor` is its channel to the client."""
-    channel = socket.socket(fileno=descriptor)
+    channel = messages.end_of(descriptor)
     channel.set_inheritable(False)
     received = messages.receive(channel)
     if received is None:

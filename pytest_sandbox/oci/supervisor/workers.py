@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.waiting import ended
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
 _IDLE: Final = 16
@@ -106,7 +106,7 @@ def work(
         if received is None:
             return
         message, (end, *fds) = received
-        with socket.socket(fileno=end) as reply:
+        with messages.end_of(end) as reply:
             usable = do(message, reply, fds)
         for descriptor in fds:
             os.close(descriptor)

@@ -83,6 +83,11 @@ class OciContainer:
         self._exec_seconds = 0.0
         self._was_full = False
 
+    @property
+    def _top(self) -> int:
+        """The process that all of the sandbox's are below (see members)."""
+        return self.pid if self._control is not None else self._runtime.supervisor.pid
+
     # --- its end ----------------------------------------------------------------------------
 
     def kill(self) -> None:
@@ -136,7 +141,7 @@ class OciContainer:
             return self._cgroup.read() if self._cgroup is not None else Counters()
         oom, pids, _ = watcher.COUNTERS.unpack(os.pread(self._counters, watcher.COUNTERS.size, 0))
         # The watcher looks now and then; a command that could not fork ends at once.
-        full = weak.is_full(self.pid, self._runtime.supervisor.pid, self.order.limits)
+        full = weak.is_full(self.pid, self._top, self.order.limits)
         self._full += full and not self._was_full
         self._was_full = full
         return Counters(oom, pids + self._full)
@@ -298,8 +303,7 @@ class OciContainer:
 
     def is_quiet(self, ours: Collection[int]) -> bool:
         """Whether no process is in it but those with the pids inside `ours`."""
-        top = self.pid if self._control is not None else self._runtime.supervisor.pid
-        inside = (inner_pid(pid) for pid in members(self.pid, top))
+        inside = (inner_pid(pid) for pid in members(self.pid, self._top))
         return set(inside) - {0} <= set(ours)
 
     def freeze(self) -> contextlib.AbstractContextManager[None]:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.oci import cgroups
@@ -29,7 +30,7 @@ _REMOVE: Final = "pytest_sandbox.runtimes.oci.file_jobs:remove"
 
 def note(root: Path, name: str, owner: Owner) -> None:
     """Write down whose sandbox `name` is, before anything of it is made."""
-    data = json.dumps({**asdict(owner), "created": time.time()}).encode()
+    data = json.dumps({**_fields(owner), "created": time.time()}).encode()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     path = f"{root}/{_FOLDER}/{name}"
     try:
@@ -41,6 +42,11 @@ def note(root: Path, name: str, owner: Owner) -> None:
         os.write(descriptor, data)
     finally:
         os.close(descriptor)
+
+
+@lru_cache(maxsize=8)
+def _fields(owner: Owner) -> dict[str, Any]:
+    return asdict(owner)
 
 
 def forget(root: Path, name: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import RuntimeUnavailable
+from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.control import Control, ControlLost
 from pytest_sandbox.runtimes.live_system import LiveSystem
@@ -156,7 +156,7 @@ class Starts:
             started,
             said=said,
             counters=counters.pop() if counters else -1,
-            control=socket.socket(fileno=received[1][0]),
+            control=messages.end_of(received[1][0]),
         )
         return LiveSystem(
             container,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
-from pytest_sandbox.runtimes.oci.members import space_of, spaces, tasks
+from pytest_sandbox.runtimes.oci.members import members, space_of, spaces, tasks
 
 if TYPE_CHECKING:
     import socket
@@ -79,9 +79,12 @@ def _serve(channel: socket.socket) -> NoReturn:
             while more and select.select([channel], [], [], 0)[0]:
                 more = _hear(channel, watched)
             watched = [one for one in watched if not one.is_over()]
-            found = spaces(os.getppid()) if watched else {}
+            found: dict[int, list[int]] = {}
+            if not all(one.spare for one in watched):
+                found = spaces(os.getppid())
             for one in watched:
-                one.look(found.get(one.space, ()))
+                # What commands it has are its first process's own, where that starts them.
+                one.look(members(one.first, one.first) if one.spare else found.get(one.space, ()))
     finally:
         os._exit(0)
 
@@ -112,9 +115,9 @@ class _Watched:
     ) -> None:
         self.space = space_of(pid)
         self._process, self._counters = process, counters
-        self._first = pid
+        self.first = pid
         self._memory, self._pids = memory, pids
-        self._spare = spare
+        self.spare = spare
         self._kills, self._full, self._peak = 0, 0, 0
         self._was_full = False
 
@@ -126,14 +129,14 @@ class _Watched:
         os.close(self._counters)
         return True
 
-    def look(self, members: Sequence[int]) -> None:
+    def look(self, processes: Sequence[int]) -> None:
         """Count, and kill where it has too much."""
         number, resident = 0, {}
-        for pid in members:
+        for pid in processes:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
                 # Shared file pages are left out: many processes map the same.
-                if pid != self._first or not self._spare:
+                if pid != self.first or not self.spare:
                     resident[pid] = (int(fields[1]) - int(fields[2])) * _PAGE
                 number += tasks(pid)
         total = sum(resident.values())

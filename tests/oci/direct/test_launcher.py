@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pytest_sandbox.runtimes.oci.launchers.direct import trial
 from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner
 from tests.oci.builds.conftest import TARGET, busybox, remove, tiny
-from tests.oci.supervisor.conftest import soon
+from tests.oci.supervisor.conftest import alive, soon
 
 __all__ = ["busybox"]
 
@@ -112,6 +113,25 @@ def test_each_command_has_a_group_of_its_own_and_gives_it_back(runtime, start):
     said(system, "true")
     assert len(commands()) == 2, "what runs on keeps its group"
     assert "sleep" in said(system, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+
+
+def test_a_killed_maker_of_blanks_costs_nothing_but_time(runtime, start):
+    first = start()
+    keeper = runtime.supervisor.pid
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    helpers = {int(pid) for pid in children} - {first.engine.pid}
+    assert helpers, "workers, a maker, its nursery, blanks"
+    for pid in helpers:
+        os.kill(pid, signal.SIGKILL)
+    assert soon(lambda: not any(map(alive, helpers)))
+    assert said(first, "echo lives") == "lives\n"
+    assert said(start(), "echo too") == "too\n"
+
+
+def test_process_one_comes_before_its_commands(start):
+    """Else a fork bomb would keep it from ending that."""
+    nice = said(start(), "cut -d' ' -f19 /proc/1/stat /proc/self/stat").split()
+    assert nice == (["-15", "0"] if os.geteuid() == 0 else ["0", "0"])
 
 
 def test_process_one_says_nothing_of_the_host(start):

@@ -11,7 +11,6 @@ import errno
 import os
 import select
 import signal
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,13 +21,13 @@ from pytest_sandbox.oci.supervisor.jobs import describe
 from pytest_sandbox.runtimes.killing import Hunt, now_in_ticks
 from pytest_sandbox.runtimes.oci.launchers.direct.command import OOM_SCORE, attempt, become
 from pytest_sandbox.runtimes.oci.launchers.direct.hunting import kill_processes
-from pytest_sandbox.runtimes.oci.launchers.direct.quick import QuickStart, quick_start
 from pytest_sandbox.runtimes.oci.programs import not_executed
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
 
-    from pytest_sandbox.runtimes.oci.launchers.direct.command import Confinement
+    from pytest_sandbox.runtimes.oci.launchers.direct.quick import Commands, QuickStart
 
 _PATIENCE: Final = 10.0
 """Seconds in which a killed command is gone."""
@@ -91,11 +90,11 @@ class Agent:
     for none. Made while there is time: what the first command needs is ready then.
     """
 
-    def __init__(self, confinement: Confinement, parent: int, *, guarded: bool) -> None:
-        self._confinement = confinement
+    def __init__(self, commands: Commands, parent: int, *, guarded: bool) -> None:
+        self._confinement = commands.confinement
         self._parent = parent
         self._poll = select.poll()
-        self._quick = quick_start(confinement)
+        self._quick = commands.quick
         self._guarded = guarded
         self._running: dict[int, Command] = {}
         self._channels: dict[int, Command] = {}
@@ -107,8 +106,6 @@ class Agent:
         """The ends of a pipe: see signal.set_wakeup_fd."""
         signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _nothing)
-        if self._quick is not None:
-            self._quick.rehearse()
         if (group := self._group()) is not None:
             self._free.append(group)
 
@@ -145,7 +142,7 @@ class Agent:
             self._poll.unregister(control)
             return
         message, (end, *stdio) = received
-        channel = socket.socket(fileno=end)
+        channel = messages.end_of(end)
         try:
             self._begin(message, channel, stdio)
         except SandboxError as error:

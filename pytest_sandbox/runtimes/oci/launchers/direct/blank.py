@@ -11,9 +11,8 @@ import re
 import secrets
 import select
 import signal
-import socket
 import time
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci import cgroups as groups
@@ -24,10 +23,14 @@ from pytest_sandbox.oci.supervisor.jobs import describe
 from pytest_sandbox.runtimes.oci.launchers.direct import settling
 from pytest_sandbox.runtimes.oci.launchers.direct.nursery import Nursery
 from pytest_sandbox.runtimes.oci.launchers.direct.profile import controllers
+from pytest_sandbox.runtimes.oci.launchers.direct.quick import Commands
 from pytest_sandbox.runtimes.oci.launchers.direct.staging import stage
 
 if TYPE_CHECKING:
+    import socket
+
     from pytest_sandbox.oci.cgroups import Cgroups, GroupPaths
+    from pytest_sandbox.runtimes.oci.launchers.direct.nursery import Live
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
 PREFIX: Final = "ps-blank"
@@ -44,6 +47,15 @@ _SPACES: Final = (
     | linux.CLONE_NEWIPC
     | linux.CLONE_NEWUTS
 )
+
+
+class _Known(NamedTuple):
+    """What all blanks of a nursery have in common."""
+
+    profile: Profile
+    commands: Commands
+    room: str
+    supervisor: int
 
 
 class Blank:
@@ -134,12 +146,17 @@ def _nursery(profile: Profile, room: str, supervisor: int) -> Nursery:
         _close_nursery()
     if not _nurseries:
 
-        def live(descriptors: list[int]) -> NoReturn:
-            channel, *group = descriptors
-            _live(socket.socket(fileno=channel), profile, room, supervisor, *group or [-1])
+        def ready() -> Live:
+            known = _Known(profile, _ready(profile), room, supervisor)
+
+            def live(descriptors: list[int]) -> NoReturn:
+                channel, *group = descriptors
+                _live(messages.end_of(channel), known, *group or [-1])
+
+            return live
 
         flags = _SPACES | (linux.CLONE_NEWNET if profile.network else 0)
-        _nurseries.append(Nursery(profile.key, live, flags, [supervisor]))
+        _nurseries.append(Nursery(profile.key, ready, flags, [supervisor]))
     return _nurseries[0]
 
 
@@ -196,18 +213,24 @@ def _give_commands(paths: GroupPaths, profile: Profile) -> None:
         os.chown(path, *owner)
 
 
-def _live(
-    channel: socket.socket, profile: Profile, room: str, supervisor: int, group: int
-) -> NoReturn:
+def _ready(profile: Profile) -> Commands:
+    """In the nursery: all that blanks need not do one by one. They inherit it, the filter too."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for standard in range(3):  # what the supervisor writes its log to is not the sandbox's
+        os.dup2(null, standard)
+    os.close(null)
+    _forget_arguments()
+    commands = Commands.of(profile.process, profile.user, profile.deny)
+    linux.install_filter(profile.filter)
+    return commands
+
+
+def _live(channel: socket.socket, known: _Known, group: int) -> NoReturn:
     """In the blank. It never returns."""
+    profile, commands, room, supervisor = known
     try:
         linux.close_all_but([channel.fileno(), supervisor, group])
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for standard in range(3):  # what the supervisor writes its log to is not the sandbox's
-            os.dup2(null, standard)
-        os.close(null)
-        _forget_arguments()
         if channel.recv(16) != b"go":
             os._exit(1)
         os.setresgid(0, 0, 0)
@@ -220,7 +243,7 @@ def _live(
         os.umask(0)
         linux.unshare(linux.CLONE_NEWCGROUP)
         stage(room, profile)
-        settling.settle(channel, profile, room, group)
+        settling.settle(channel, profile, commands, room, group)
     except BaseException as error:
         with contextlib.suppress(BaseException):
             messages.send(channel, {"failed": describe(error)})

@@ -52,7 +52,7 @@ class Maker:
         """See make_blank. Raises OSError."""
         self.profile = profile
         self._cgroups = cgroups
-        self._asked = 0
+        self._asked = self._took = 0
         self._last = 0.0
         self._end, theirs = messages.pair()
         with theirs:
@@ -62,9 +62,8 @@ class Maker:
 
     def take(self) -> Blank:
         """The next one. Raises what make_blank raises; BrokenPipeError where the maker is gone."""
-        self._ask(1)
         if not select.select([self._end], [], [], 0)[0]:
-            self._say("hurry")
+            self._tell(1, hurry=True)
         self._end.settimeout(_PATIENCE)
         received = messages.receive(self._end)
         if received is None:
@@ -73,29 +72,29 @@ class Maker:
         told, descriptors = received
         if "failed" in told:
             raise rebuild(told["failed"], "maker:make")
-        self._say("took")
+        self._took += 1
         paths = None
         if told["group"] and self._cgroups is not None:
             paths = self._cgroups.paths(told["group"])
-        return Blank(self.profile, told["pid"], socket.socket(fileno=descriptors[0]), paths)
+        return Blank(self.profile, told["pid"], messages.end_of(descriptors[0]), paths)
 
     def prepare(self) -> None:
         """Have it make more in a moment."""
         now = time.monotonic()
-        self._ask(_STOCK if now - self._last < _BUSY else 1)
+        self._tell(_STOCK if now - self._last < _BUSY else 1)
         self._last = now
 
-    def _ask(self, least: int) -> None:
-        while self._asked < least:
-            self._asked += 1
-            self._say("more")
-
-    def _say(self, word: str) -> None:
-        messages.send(self._end, {word: True})
+    def _tell(self, least: int, *, hurry: bool = False) -> None:
+        """What was taken, and how many are to be there."""
+        more = max(least - self._asked, 0)
+        messages.send(self._end, {"took": self._took, "more": more, "hurry": hurry})
+        self._asked += more
+        self._took = 0
 
     def close(self) -> None:
         """End it, and wait until it has put away what it holds."""
         with self._end, contextlib.suppress(OSError):
+            self._tell(0)
             self._end.shutdown(socket.SHUT_WR)
             self._end.settimeout(_PATIENCE)
             while (received := messages.receive(self._end)) is not None:
@@ -116,10 +115,11 @@ def _serve(channel: socket.socket, how: _How) -> NoReturn:
                 received = messages.receive(channel)
                 if received is None:
                     break
-                wanted += "more" in received[0]
-                if "took" in received[0]:
+                told = received[0]
+                wanted += told["more"]
+                for _ in range(told["took"]):
                     given.popleft().end.close()
-                if "hurry" not in received[0]:
+                if not told["hurry"]:
                     continue
             if wanted:
                 wanted -= 1

@@ -24,17 +24,20 @@ _MOST: Final = 4
 
 
 class Nursery:
-    """One, for clones of one kind: `live` is what a clone does with the descriptors that it gets;
-    `flags` are those of clone3(2). Both it and its clones are children of this process's parent.
+    """One, for clones of one kind: `ready` is called in it once, and gives what a clone does with
+    the descriptors that it gets; `flags` are those of clone3(2). It and its clones are children of
+    this process's parent.
     """
 
-    def __init__(self, key: str, live: Live, flags: int, kept: Sequence[int]) -> None:
-        """`kept` are descriptors that it keeps open, for `live`. Raises OSError."""
+    def __init__(
+        self, key: str, ready: Callable[[], Live], flags: int, kept: Sequence[int]
+    ) -> None:
+        """`kept` are descriptors that it keeps open, for its clones. Raises OSError."""
         self.key = key
         self._end, theirs = messages.pair()
         try:
             if linux.clone3(linux.CLONE_PARENT) == 0:
-                _serve(theirs, live, flags | linux.CLONE_PARENT, kept)
+                _serve(theirs, ready, flags | linux.CLONE_PARENT, kept)
         finally:
             theirs.close()
 
@@ -51,7 +54,9 @@ class Nursery:
         self._end.close()
 
 
-def _serve(end: socket.socket, live: Live, flags: int, kept: Sequence[int]) -> NoReturn:
+def _serve(
+    end: socket.socket, ready: Callable[[], Live], flags: int, kept: Sequence[int]
+) -> NoReturn:
     """In the nursery. It never returns."""
     try:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -63,6 +68,7 @@ def _serve(end: socket.socket, live: Live, flags: int, kept: Sequence[int]) -> N
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         linux.close_all_but([end.fileno(), *kept])
+        live = ready()
         while True:
             data, descriptors, _, _ = socket.recv_fds(end, 16, _MOST, socket.MSG_CMSG_CLOEXEC)
             if not data:

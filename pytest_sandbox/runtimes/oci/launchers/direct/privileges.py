@@ -42,9 +42,9 @@ def loopback_up() -> None:
         fcntl.ioctl(end, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
 
 
-def confine_blank(bounding: Iterable[str], program: bytes) -> None:
+def confine_blank(bounding: Iterable[str]) -> None:
     """What holds for process 1 and all that it starts, and hinders it from nothing that it does
-    before that: the bounding set, and the filter (1 ms, for a thousand instructions).
+    before that: the bounding set.
     """
     wanted = bits(bounding)
     for number in range(max(_BITS.values()).bit_length()):
@@ -53,7 +53,6 @@ def confine_blank(bounding: Iterable[str], program: bytes) -> None:
                 linux.prctl(linux.PR_CAPBSET_DROP, number)
             except OSError:
                 break  # a capability that this kernel does not have yet
-    linux.install_filter(program)
 
 
 def confine_agent(process: Mapping[str, Any], *, guarded: bool) -> None:

@@ -41,10 +41,10 @@ _WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio", "freezer", "devic
 """The controllers of control groups v1 that a sandbox's processes are put into."""
 _NEEDED: Final = (
     *("clone3", "mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr"),
-    "sethostname",
+    *("sethostname", "unshare"),
 )
-"""What process 1 does under its filter, and no command may: it takes its root, and starts commands
-in their cgroups.
+"""What process 1 does under its filter, and no command may: it makes mounts and takes its root, and
+starts commands in their cgroups.
 """
 _PROCESS: Final = ("user", "env", "capabilities", "rlimits", "noNewPrivileges")
 _KEPT: Final = 8

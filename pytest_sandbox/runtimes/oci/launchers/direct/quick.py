@@ -146,10 +146,22 @@ class QuickStart:
 _MASK: Final = (1 << 64) - 1
 
 
-def quick_start(confinement: Confinement) -> QuickStart | None:
-    """None on machines that it has no code for."""
-    calls = numbers()
-    return None if calls is None else QuickStart(confinement, calls)
+class Commands(NamedTuple):
+    """How a sandbox's commands are started; `quick` is None on machines that it has no code for."""
+
+    confinement: command.Confinement
+    quick: QuickStart | None
+
+    @classmethod
+    def of(cls, process: Mapping[str, Any], user: Mapping[str, Any], deny: bytes) -> Commands:
+        """From the `process` of a runtime spec. The way of a command is gone once."""
+        confinement = command.Confinement.of(process, user, deny)
+        calls = numbers()
+        if calls is None:
+            return cls(confinement, None)
+        quick = QuickStart(confinement, calls)
+        quick.rehearse()
+        return cls(confinement, quick)
 
 
 def _pairs(env: Mapping[bytes, bytes]) -> list[bytes]:

@@ -11,29 +11,30 @@ from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.runtimes.oci.launchers.direct import privileges
 from pytest_sandbox.runtimes.oci.launchers.direct.agent import Agent
-from pytest_sandbox.runtimes.oci.launchers.direct.command import Confinement
 from pytest_sandbox.runtimes.oci.launchers.direct.staging import FILES, split, tops
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
+    from pytest_sandbox.runtimes.oci.launchers.direct.quick import Commands
 
 _HERE: Final = -100  # AT_FDCWD
 _INSIDE: Final = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 _ATTACH: Final = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
 
 
-def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> NoReturn:
+def settle(
+    channel: socket.socket, profile: Profile, commands: Commands, stage: str, group: int
+) -> NoReturn:
     """Wait for the order, take the root, serve. It ends with its channel.
 
     The order's descriptors: the root's tree, the control channel, then the tree of each bind.
     """
     if profile.network:
         privileges.loopback_up()
-    privileges.confine_blank(profile.bounding, profile.filter)
-    confinement = Confinement.of(profile.process, profile.user, profile.deny)
-    agent = Agent(confinement, group, guarded=profile.guarded)
+    privileges.confine_blank(profile.bounding)
+    agent = Agent(commands, group, guarded=profile.guarded)
     messages.send(channel, {"staged": True})
     received = messages.receive(channel)
     if received is None:
@@ -51,7 +52,7 @@ def settle(channel: socket.socket, profile: Profile, stage: str, group: int) -> 
         messages.send(channel, {"confined": True})
     channel.close()
     linux.close_all_but([control, *agent.descriptors])
-    with socket.socket(fileno=control) as end:
+    with messages.end_of(control) as end:
         agent.serve(end)
     os._exit(0)
 
