@@ -128,6 +128,29 @@ def test_a_killed_maker_of_blanks_costs_nothing_but_time(runtime, start):
     assert said(start(), "echo too") == "too\n"
 
 
+def test_blanks_that_were_killed_are_not_used(runtime, start):
+    first = start()
+    assert said(first, "echo lives") == "lives\n"
+    keeper = runtime.supervisor.pid
+
+    def waiting():
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        mine = [int(pid) for pid in children if int(pid) != first.engine.pid]
+        return [pid for pid in mine if _namespace(pid) != _namespace(keeper)]
+
+    assert soon(waiting), "a blank is made"
+    for pid in waiting():
+        os.kill(pid, signal.SIGKILL)
+    assert said(start(), "echo too") == "too\n"
+
+
+def _namespace(pid):
+    try:
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
 def test_process_one_comes_before_its_commands(start):
     """Else a fork bomb would keep it from ending that."""
     nice = said(start(), "cut -d' ' -f19 /proc/1/stat /proc/self/stat").split()

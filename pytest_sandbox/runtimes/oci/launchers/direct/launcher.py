@@ -37,6 +37,8 @@ _ATTRIBUTES: Final = {
 
 _makers: list[Maker] = []
 """This worker's maker of blanks, if any."""
+_TRIES: Final = 8
+"""More than blanks wait at once."""
 _parent: list[int] = []
 """A pidfd of the supervisor, once it is needed."""
 
@@ -54,6 +56,7 @@ class DirectLauncher:
         self._cgroups = cgroups
         self._filters = filters
         self._blank: Blank | None = None
+        self._again = False
         self._control: socket.socket | None = None
         self._main: dict[str, Any] | None = None
         self._call: Call | None = None
@@ -72,9 +75,6 @@ class DirectLauncher:
                 guarded=call.ids is not None,
             )
         profile: Profile = known["profile"]
-        self._blank = blank = _take(profile, self._cgroups, call.room)
-        self.group = blank.group
-        process = bundle.spec["process"]
         order = {
             "hostname": bundle.spec.get("hostname", ""),
             "read_only": bundle.spec["root"]["readonly"],
@@ -84,16 +84,22 @@ class DirectLauncher:
         try:
             own = [one for one in bundle.spec["mounts"] if not is_system(one)]
             order["mounts"] = [_mount(one, trees, bundle.texts) for one in own]
-            messages.send(blank.end, order, [trees[0], theirs.fileno(), *trees[1:]])
-        except OSError as wrong:
+            self._blank = blank = self._tell(
+                profile, call.room, order, [trees[0], theirs.fileno(), *trees[1:]]
+            )
+        except BaseException:
             mine.close()
-            _fail(f"the sandbox ended before it was told its root ({wrong})", wrong)
+            raise
         finally:
             theirs.close()
             for tree in trees:
                 os.close(tree)
+        self.group = blank.group
+        process = bundle.spec["process"]
         self._control = mine
-        _await(blank, "settled" if again else "confined")
+        self._again = again
+        if not again:
+            _await(blank, "confined")
         if not bundle.serve:
             self._main = {
                 "main": True,
@@ -106,6 +112,25 @@ class DirectLauncher:
             with contextlib.suppress(OSError):  # the next start makes another one
                 maker.prepare()
         return blank.pid
+
+    def _tell(
+        self, profile: Profile, room: str, order: Mapping[str, Any], descriptors: list[int]
+    ) -> Blank:
+        """Give the order to a blank; to another one where that was killed while it waited."""
+        tries = _TRIES
+        while True:
+            tries -= 1
+            blank = None
+            try:
+                blank = _take(profile, self._cgroups, room)
+                messages.send(blank.end, order, descriptors)
+            except (BrokenPipeError, ConnectionResetError, ProcessLookupError) as wrong:
+                if blank is not None:
+                    blank.throw_away()
+                if not tries:
+                    _fail(f"sandboxes end before they are told their root ({wrong})", wrong)
+            else:
+                return blank
 
     def start(self) -> int:
         assert self._control is not None
@@ -120,8 +145,13 @@ class DirectLauncher:
                     messages.send(control, self._main, [channel.fileno(), *stdio])
             else:
                 self._call.send({"agent": True}, [control.fileno()])
-        self._blank.end.close()
         return 0
+
+    def settle(self) -> None:
+        assert self._blank is not None
+        if self._again:  # like one before it: the client did not have to wait for this
+            _await(self._blank, "settled")
+        self._blank.end.close()
 
     def undo(self) -> None:
         if self._control is not None:

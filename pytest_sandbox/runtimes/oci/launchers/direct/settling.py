@@ -41,14 +41,15 @@ def settle(
         os._exit(0)
     order, (tree, control, *trees) = received
     _take_root(stage, profile, order, tree, trees)
-    messages.send(channel, {"settled": True})
+    with contextlib.suppress(OSError):  # its maker may not wait for this
+        messages.send(channel, {"settled": True})
     linux.umount(".", linux.MNT_DETACH)  # the old root is on top of the new one
     os.chdir("/")
     if order["hostname"]:
         socket.sethostname(order["hostname"])
     os.umask(profile.process["user"].get("umask", 0o022))
     privileges.confine_agent(profile.process, guarded=profile.guarded)
-    with contextlib.suppress(OSError):  # its maker may not wait for this
+    with contextlib.suppress(OSError):
         messages.send(channel, {"confined": True})
     channel.close()
     linux.close_all_but([control, *agent.descriptors])
