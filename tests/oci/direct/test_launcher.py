@@ -139,8 +139,10 @@ def test_blanks_that_were_killed_are_not_used(runtime, start):
         return [pid for pid in mine if _namespace(pid) != _namespace(keeper)]
 
     assert soon(waiting), "a blank is made"
-    for pid in waiting():
+    killed = waiting()
+    for pid in killed:
         os.kill(pid, signal.SIGKILL)
+    assert soon(lambda: not any(map(alive, killed)))
     assert said(start(), "echo too") == "too\n"
 
 
