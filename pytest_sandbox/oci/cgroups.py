@@ -89,6 +89,12 @@ class Cgroups:
         every = dict.fromkeys([*controllers.values(), *([unified] if unified else [])])
         return GroupPaths(name, f"/{below}", controllers, unified, tuple(every))
 
+    def folder(self, controller: str, name: str) -> str:
+        """The folder of one controller of the sandbox `name`; empty without that controller."""
+        tree = self.controllers.get(controller)
+        below = f"{self.base}/{PARENT}/{name}".lstrip("/")
+        return f"{tree.mount}/{below}" if tree is not None else ""
+
     def names(self) -> list[str]:
         """The groups that are there below ours, of whatever session, sorted."""
         found: set[str] = set()

@@ -75,7 +75,7 @@ class OciContainer:
         self._exit: int | None = None
         self._cgroup: GroupCounters | None = None
         if control is not None and not order.rootless:
-            self._cgroup = GroupCounters(runtime.machine.access.cgroups.paths(self.group))
+            self._cgroup = GroupCounters(runtime.machine.access.cgroups, self.group)
         self._usage: dict[str, Any] = {}
         self._cleared = False
         self._lost = False

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.runtimes.shell import Counters
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pytest_sandbox.oci.cgroups import GroupPaths
+    from pytest_sandbox.oci.cgroups import Cgroups
 
 _OOM = (("memory", "memory.events"), ("memory", "memory.oom_control"))
 _PIDS = (("pids", "pids.events"),)
@@ -19,9 +17,9 @@ _PIDS = (("pids", "pids.events"),)
 class GroupCounters:
     """What the kernel counted in a group (see cgroup_usage for where)."""
 
-    def __init__(self, paths: GroupPaths) -> None:
-        self._oom = _open(paths, _OOM)
-        self._pids = _open(paths, _PIDS)
+    def __init__(self, cgroups: Cgroups, name: str) -> None:
+        self._oom = _open(cgroups, name, _OOM)
+        self._pids = _open(cgroups, name, _PIDS)
 
     def read(self) -> Counters:
         """Now; 0 for what this machine does not count, or when the group is gone."""
@@ -35,12 +33,11 @@ class GroupCounters:
         self._oom = self._pids = -1
 
 
-def _open(paths: GroupPaths, files: tuple[tuple[str, str], ...]) -> int:
-    for controller, name in files:
-        folder: Path | None = paths.controllers.get(controller)
-        if folder is not None:
+def _open(cgroups: Cgroups, name: str, files: tuple[tuple[str, str], ...]) -> int:
+    for controller, file in files:
+        if folder := cgroups.folder(controller, name):
             try:
-                return os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+                return os.open(f"{folder}/{file}", os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
     return -1
