@@ -417,7 +417,7 @@ class LiveSystem:
     # --- its end ------------------------------------------------------------------------------
 
     def alive(self) -> bool:
-        if self._closed or self._ending.why:
+        if self._closed or self._ending.why or self._ending.struck:
             return False
         if self._control is not None:
             try:
