@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SPAWN, SPAWN_READ = "posix_spawn on the host (the limit)", "the same, its output read"
 RUNC_EXEC, NSENTER = "runc exec", "nsenter"
-ROUNDS, OTHERS, BOMBS = 100, 20, 8
+ROUNDS, OTHERS, BOMBS, BLOCK = 50, 10, 8, 10
 MOST, LEAST_RUNC, LEAST_SDK = 1.5, 25.0, 50.0
 BOMB = r"""
 my $made = 1;
@@ -51,7 +51,7 @@ COUNT = "grep -lx perl /proc/[0-9]*/comm 2>/dev/null | wc -l"
 
 
 def contests(given: argparse.Namespace) -> Iterator[Contest]:
-    """Three contests; every candidate checks what it got."""
+    """Four contests; every candidate checks what it got."""
     if os.geteuid() != 0:
         sys.exit("exec: its peers need root for their mounts")
     own_mounts()
@@ -61,18 +61,20 @@ def contests(given: argparse.Namespace) -> Iterator[Contest]:
         ours = {name: field.sandbox(run) for name, run in runs.items()}
         for sandbox in ours.values():
             stack.callback(sandbox.close)
-        yield commands(field, ours, given.rounds or ROUNDS)
+        yield from commands(field, ours, given.rounds or ROUNDS)
         yield bombs(field.sandbox(runs[DIRECT], pids=SIZE), given.rounds or BOMBS)
         daemons = Daemons(field, given)
         turns: Turns = {DIRECT: _true(ours[DIRECT])}
-        found = interleave(turns | daemons.commands(), given.rounds or OTHERS, pace=PACE)
-        contest = Contest("exec: `true`, beside engines", found, skipped=daemons.skipped)
+        turns = {name: _block(one) for name, one in (turns | daemons.commands()).items()}
+        found = interleave(turns, given.rounds or OTHERS)
+        title = f"exec: `true`, beside engines, {BLOCK} in a row"
+        contest = Contest(title, found, skipped=daemons.skipped)
         contest.bar(f"{SDK}, exec_run against ours", SDK, DIRECT, LEAST_SDK, least=True)
         yield contest
 
 
-def commands(field: Field, ours: dict[str, Sandbox], rounds: int) -> Contest:
-    """Ours beside what needs no engine."""
+def commands(field: Field, ours: dict[str, Sandbox], rounds: int) -> Iterator[Contest]:
+    """Ours beside what needs no engine: in a row, and each after a pause."""
     skipped: dict[str, str] = {}
     turns: Turns = {name: _true(sandbox) for name, sandbox in ours.items()}
     turns |= {SPAWN: spawn, SPAWN_READ: spawn_read}
@@ -89,11 +91,28 @@ def commands(field: Field, ours: dict[str, Sandbox], rounds: int) -> Contest:
             if shutil.which("nsenter"):
                 enter = ["nsenter", "--target", str(pid), "--all", "true"]
                 turns[NSENTER] = lambda: run(enter)
-        found = interleave(turns, rounds, warmup=3, pace=PACE)
-    contest = Contest('exec: sandbox.run(["true"])', found, skipped=skipped)
+        blocks = {name: _block(one) for name, one in turns.items()}
+        found = interleave(blocks, rounds, warmup=2)
+        paced = interleave(turns, rounds, warmup=3, pace=PACE)
+    title = f'exec: sandbox.run(["true"]), one of {BLOCK} in a row'
+    contest = Contest(title, found, skipped=skipped)
     contest.bar("ours against posix_spawn", DIRECT, SPAWN, MOST)
     contest.bar("runc exec against ours", RUNC_EXEC, DIRECT, LEAST_RUNC, least=True)
-    return contest
+    yield contest
+    title = 'exec: sandbox.run(["true"]), after a pause of 30 ms'
+    yield Contest(title, paced, skipped=skipped)
+
+
+def _block(one: Callable[[], float | None]) -> Callable[[], float]:
+    """So many in a row: the seconds of one."""
+
+    def turn() -> float:
+        began = time.perf_counter()
+        for _ in range(BLOCK):
+            one()
+        return (time.perf_counter() - began) / BLOCK
+
+    return turn
 
 
 def _true(sandbox: Sandbox) -> Callable[[], None]:

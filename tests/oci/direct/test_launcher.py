@@ -105,14 +105,19 @@ def test_each_command_has_a_group_of_its_own_and_gives_it_back(runtime, start):
     unified = runtime.machine.access.cgroups.paths(system.engine.group).unified
 
     def commands():
-        return sorted(path.name for path in unified.glob("c*") if path.is_dir())
+        return [path for path in unified.glob("c*") if path.is_dir()]
 
-    for _ in range(4):
+    def busy():
+        return [path for path in commands() if "populated 1" in (path / "cgroup.events").read_text()]
+
+    for _ in range(8):
         said(system, "true")
-    assert commands() == ["c1"], "used again"
+    # One that was just reaped may be in its group for a moment.
+    assert len(commands()) <= 2, "used again"
     said(system, "sleep 300 >/dev/null 2>&1 &")
     said(system, "true")
-    assert len(commands()) == 2, "what runs on keeps its group"
+    assert soon(lambda: len(busy()) == 1), "what runs on keeps its group"
+    assert len(commands()) >= 2
     assert "sleep" in said(system, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
 
 
