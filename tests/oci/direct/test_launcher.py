@@ -108,7 +108,8 @@ def test_each_command_has_a_group_of_its_own_and_gives_it_back(runtime, start):
         return [path for path in unified.glob("c*") if path.is_dir()]
 
     def busy():
-        return [path for path in commands() if "populated 1" in (path / "cgroup.events").read_text()]
+        told = {path: (path / "cgroup.events").read_text() for path in commands()}
+        return [path for path, text in told.items() if "populated 1" in text]
 
     for _ in range(8):
         said(system, "true")
