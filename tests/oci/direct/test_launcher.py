@@ -119,7 +119,7 @@ def test_each_command_has_a_group_of_its_own_and_gives_it_back(runtime, start):
     said(system, "true")
     assert soon(lambda: len(busy()) == 1), "what runs on keeps its group"
     assert len(commands()) >= 2
-    assert "sleep" in said(system, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert soon(lambda: "sleep" in said(system, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"))
 
 
 def test_a_killed_maker_of_blanks_costs_nothing_but_time(runtime, start):
