@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 class DockerContainer:
     """See the Engine protocol in live_system for what the methods mean."""
 
-    reason = ""
-
     def __init__(self, runtime: DockerRuntime, container: str, network: str) -> None:
         self.id = container
         self.network = network

@@ -103,7 +103,7 @@ class Ending:
             return SandboxGone(
                 msg, limit="memory", blame=Blame.LIMIT, next_step="raise the sandbox's memory"
             )
-        msg = self.why or self._engine.reason or "the sandbox's main process ended"
+        msg = self.why or "the sandbox's main process ended"
         what = f" while it ran {job.shown()}" if job is not None else ""
         details = job.captures[-1].value()[-2000:].decode("utf-8", "replace") if job else ""
         return SandboxGone(

@@ -73,11 +73,6 @@ class Engine(Protocol):
 
     def running(self) -> bool: ...
 
-    @property
-    def reason(self) -> str:
-        """Why it has ended, where the engine knows that; else empty."""
-        ...
-
     def was_out_of_memory(self, seconds: float, patience: float = 0.0, known: int = 0) -> bool:
         """Whether the memory limit killed something in the last `seconds`; with `patience` the
         container is ending, and only what ended it counts. The first `known` kills were told.

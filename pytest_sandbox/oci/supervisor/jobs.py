@@ -41,8 +41,6 @@ class Call:
         """A descriptor of the user namespace with the sandboxes' ids; None where this is it."""
         self.spent = False
         """Set by a `repeatable` job that left something in its process after all."""
-        self.answered = False
-        """Its answer was given before its end."""
         self._reply = reply
         self._note = note
         self._enter = enter
@@ -50,11 +48,6 @@ class Call:
     def send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Say something before the end, with descriptors if need be."""
         messages.send(self._reply, {"said": dict(message)}, fds)
-
-    def answer(self, message: Mapping[str, Any]) -> None:
-        """Give the job's answer now, and go on. What fails after it is told all the same."""
-        self.answered = True
-        messages.send(self._reply, {"done": dict(message)})
 
     def watch(
         self,
@@ -168,9 +161,8 @@ def perform(job: Callable[[Call], Mapping[str, Any] | None], call: Call, word: s
     except BaseException as error:
         answer = {"failed": describe(error)}
         call.spent = True
-    if not call.answered or "failed" in answer:
-        with contextlib.suppress(OSError):  # nobody may wait for it any more
-            messages.send(call._reply, answer)
+    with contextlib.suppress(OSError):  # nobody may wait for it any more
+        messages.send(call._reply, answer)
     return not call.spent
 
 

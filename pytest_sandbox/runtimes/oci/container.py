@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
 from pytest_sandbox.runtimes.oci import leavings, watcher, weak
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.streams import TailBuffer
 
 _FILES: Final = "pytest_sandbox.runtimes.oci.file_jobs"
-_REASON: Final = 1.0
 _END: Final = 30.0
 """A killed sandbox is gone within this many seconds, or its supervisor is not well."""
 
@@ -84,7 +82,6 @@ class OciContainer:
         self._told = 0
         self._exec_seconds = 0.0
         self._was_full = False
-        self._reason = ""
 
     @property
     def _top(self) -> int:
@@ -108,9 +105,6 @@ class OciContainer:
                 left = max(deadline - time.monotonic(), 0.0)
                 try:
                     received = self._channel.receive(left)  # 0: what is there now
-                except SandboxError as wrong:  # its start failed, after all
-                    self._reason = wrong.what
-                    continue
                 except (TimeoutError, BlockingIOError):
                     return
                 except OSError:
@@ -128,11 +122,6 @@ class OciContainer:
                     self._cleared = True
                 elif "gone" in message:
                     self._cleared = True
-
-    @property
-    def reason(self) -> str:
-        self._hear(_REASON, cleared=True)
-        return self._reason
 
     def was_out_of_memory(self, seconds: float, patience: float = 0.0, known: int = 0) -> bool:
         del seconds  # kills are counted, and have no times

@@ -213,7 +213,7 @@ class _Launch:
             what = "not there" if status == 127 else "not executable"
             msg = f"the sandbox cannot be started: {spec['process']['args'][0]} is {what}"
             raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor")
-        told = {
+        return {
             "pid": pid,
             "group": self._launcher.group,
             "env": spec["process"]["env"],
@@ -224,10 +224,6 @@ class _Launch:
             "stop_signal": spec["annotations"].get("org.opencontainers.image.stopSignal", ""),
             "notes": self._notes,
         }
-        if self._light:
-            call.answer(told)
-        self._launcher.settle()
-        return told
 
     def _rest(self) -> dict[str, Any]:
         order = self._order

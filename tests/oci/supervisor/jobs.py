@@ -123,16 +123,6 @@ def note(call):
 
 
 @repeatable
-def early(call):
-    """Answer, then go on."""
-    call.answer({"first": 1})
-    if call.args["fail"]:
-        msg = "after its answer"
-        raise ValueError(msg)
-    return {"second": 2}
-
-
-@repeatable
 def who(call):
     if call.args.get("fail"):
         msg = "this one"

@@ -42,23 +42,6 @@ keeper.close()
         assert soon(lambda pid=found[name]["pid"]: not alive(pid))
 
 
-def test_what_fails_after_an_early_answer_is_told_too(told):
-    found = told("""
-keeper = supervisor()
-said = {}
-for fail in (False, True):
-    channel = keeper.open(JOB + "early", {"fail": fail})
-    said[str(fail)] = [channel.result()]
-    try:
-        said[str(fail)].append(channel.receive(10))
-    except ValueError as error:
-        said[str(fail)].append(str(error))
-tell(**said)
-keeper.close()
-""")
-    assert found == {"False": [{"first": 1}, None], "True": [{"first": 1}, "after its answer"]}
-
-
 def test_closing_the_channel_ends_the_process_and_leaving_it_does_not(client, tmp_path):
     file = tmp_path / "status"
     one = client(f"""

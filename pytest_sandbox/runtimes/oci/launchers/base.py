@@ -57,10 +57,6 @@ class Launcher(Protocol):
         """
         ...
 
-    def settle(self) -> None:
-        """Wait until it is known that the start has succeeded. Raises RuntimeUnavailable."""
-        ...
-
     def undo(self) -> None:
         """Remove what a start that failed has left."""
         ...

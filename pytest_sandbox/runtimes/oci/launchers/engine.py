@@ -68,9 +68,6 @@ class EngineLauncher:
             return status
         return 0
 
-    def settle(self) -> None:
-        """Its process runs."""
-
     def undo(self) -> None:
         with contextlib.suppress(Exception):
             self._cli.run(["delete", "--force", self.group], log=os.devnull, what="undo")

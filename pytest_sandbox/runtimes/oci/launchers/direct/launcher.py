@@ -56,7 +56,6 @@ class DirectLauncher:
         self._cgroups = cgroups
         self._filters = filters
         self._blank: Blank | None = None
-        self._again = False
         self._control: socket.socket | None = None
         self._main: dict[str, Any] | None = None
         self._call: Call | None = None
@@ -97,9 +96,7 @@ class DirectLauncher:
         self.group = blank.group
         process = bundle.spec["process"]
         self._control = mine
-        self._again = again
-        if not again:
-            _await(blank, "confined")
+        _await(blank, "settled" if again else "confined")
         if not bundle.serve:
             self._main = {
                 "main": True,
@@ -145,13 +142,8 @@ class DirectLauncher:
                     messages.send(control, self._main, [channel.fileno(), *stdio])
             else:
                 self._call.send({"agent": True}, [control.fileno()])
-        return 0
-
-    def settle(self) -> None:
-        assert self._blank is not None
-        if self._again:  # like one before it: the client did not have to wait for this
-            _await(self._blank, "settled")
         self._blank.end.close()
+        return 0
 
     def undo(self) -> None:
         if self._control is not None:
