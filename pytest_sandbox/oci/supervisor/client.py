@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import shutil
 import subprocess
 import threading
@@ -43,6 +44,19 @@ class Channel:
     def fileno(self) -> int:
         """For select and poll."""
         return self._end.fileno()
+
+    def wait(self, timeout: float | None, beside: int) -> bool | None:
+        """Whether there is something to receive: False for something to read from the descriptor
+        `beside` alone (-1: none), None after `timeout` seconds without either.
+        """
+        if self._early:
+            return True
+        poller = select.poll()
+        poller.register(self._end, select.POLLIN)
+        if beside >= 0:
+            poller.register(beside, select.POLLIN)
+        found = poller.poll(None if timeout is None else timeout * 1000)
+        return any(number == self._end.fileno() for number, _ in found) if found else None
 
     def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], list[int]] | None:
         """The next message (`said`, `done`, `exit` or `gone`) with its descriptors; None when there
@@ -89,7 +103,8 @@ class Channel:
 
     def leave(self) -> None:
         """Let that process go on without this channel."""
-        messages.send(self._end, {"leave": True})
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is over already
+            messages.send(self._end, {"leave": True})
 
     def close(self) -> None:
         """End it."""

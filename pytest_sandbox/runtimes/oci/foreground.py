@@ -88,10 +88,25 @@ class Signals:
         self._group: Callable[[int], None] | None = None
         self._waiting: list[int] = []
         self._before: dict[int, Any] = {}
+        self._told: tuple[int, int] = (-1, -1)
         self.resized: Callable[[], None] | None = None
         """Called at SIGWINCH in place of forwarding it."""
 
+    @property
+    def told(self) -> int:
+        """A descriptor that can be read when a signal has come. One that comes just before a call
+        that waits does not end that: wait for this, too.
+        """
+        return self._told[0]
+
+    def heed(self) -> None:
+        """What was told is known: its handlers have run."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.told, 512)
+
     def __enter__(self) -> Signals:
+        self._told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._told[1], warn_on_full_buffer=False)
         for number in FORWARDED:
             before = signal.getsignal(number)
             if number == signal.SIGHUP and before == signal.SIG_IGN:
@@ -103,6 +118,10 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
+        signal.set_wakeup_fd(-1)
+        for descriptor in self._told:
+            os.close(descriptor)
+        self._told = (-1, -1)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGWINCH and self.resized is not None:
@@ -319,9 +338,8 @@ def attend(
         left = None if until is None or late else max(until - time.monotonic(), 0.000_001)
         if left is not None:
             left = min(left, _LONGEST)
-        try:
-            received = channel.receive(_CLEAR if status is not None else left)
-        except (TimeoutError, BlockingIOError):
+        there = channel.wait(_CLEAR if status is not None else left, signals.told)
+        if there is None:
             if status is not None:
                 break
             if until is not None and time.monotonic() < until:
@@ -330,6 +348,11 @@ def attend(
             expired()
             channel.signal(signal.SIGKILL)
             continue
+        if not there:
+            signals.heed()
+            continue
+        try:
+            received = channel.receive()
         except SandboxError:
             break  # it could not clear everything away: the next run does
         if received is None:
