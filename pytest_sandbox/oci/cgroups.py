@@ -256,7 +256,7 @@ def kill(paths: GroupPaths, wait: float = 10.0) -> bool:
     if paths.unified is not None:
         with contextlib.suppress(OSError):
             (paths.unified / "cgroup.kill").write_text("1")
-    until, pause = time.monotonic() + wait, 0.0002
+    until, pause = time.monotonic() + wait, 0.001
     while found := members(paths):
         if "pids" in paths.controllers:
             with contextlib.suppress(OSError):
@@ -288,7 +288,7 @@ def remove(paths: GroupPaths, wait: float = 5.0) -> list[Path]:
 
     Returns the folders that are left.
     """
-    until, pause = time.monotonic() + wait, 0.001
+    until, pause = time.monotonic() + wait, 0.0002
     left = list(paths.every)
     while left := [folder for folder in left if not _removed(folder)]:
         if time.monotonic() > until:

@@ -338,7 +338,8 @@ class Supervisor:
         """Kill it. What follows its end begins at once, with a pidfd of it to wait for."""
         try:
             process = os.pidfd_open(watched.pid)
-        except OSError:  # it has just ended
+        except OSError:  # no descriptor is free: what follows has to wait for its end
+            _kill(watched.pid)
             return
         _kill(watched.pid)
         try:

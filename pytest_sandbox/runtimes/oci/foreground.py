@@ -89,6 +89,7 @@ class Signals:
         self._waiting: list[int] = []
         self._before: dict[int, Any] = {}
         self._told: tuple[int, int] = (-1, -1)
+        self._other = -1
         self.resized: Callable[[], None] | None = None
         """Called at SIGWINCH in place of forwarding it."""
 
@@ -106,7 +107,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(self._told[1], warn_on_full_buffer=False)
+        self._other = signal.set_wakeup_fd(self._told[1], warn_on_full_buffer=False)
         for number in FORWARDED:
             before = signal.getsignal(number)
             if number == signal.SIGHUP and before == signal.SIG_IGN:
@@ -118,7 +119,7 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._other)
         for descriptor in self._told:
             os.close(descriptor)
         self._told = (-1, -1)
