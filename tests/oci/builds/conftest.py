@@ -15,7 +15,7 @@ from pytest_sandbox.runtimes.oci.runtime import OciRuntime
 from pytest_sandbox.runtimes.owner import current_owner
 from pytest_sandbox.targets import Target, host_arch
 from tests.oci.requiring import missing, static_busybox
-from tests.oci.store.seeing import left_over
+from tests.oci.store.seeing import cleared, left_over
 
 TARGET = Target("linux", host_arch(), "debian")
 NAME = "tsuku/sandbox-test:built"
@@ -96,7 +96,7 @@ def build(runtime):
     yield make
     for name in names:
         runtime.remove_image(name)
-    assert left_over(runtime.store) == {}
+    assert cleared(runtime.store), left_over(runtime.store)
 
 
 @pytest.fixture
