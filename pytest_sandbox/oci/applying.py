@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import InvalidImage, SandboxError
@@ -40,7 +39,7 @@ def apply_packed(
     `lowers` are the keys of the layers below it, lowest first. Gives what layers.jobs.apply gives.
     Raises InvalidImage, SandboxError, OtherSnapshotter.
     """
-    args: dict[str, Any] = {"layer": name, "diff_id": diff_id, "bounds": asdict(bounds)}
+    args: dict[str, Any] = {"layer": name, "diff_id": diff_id, "bounds": bounds._asdict()}
     if not lowers:
         with _opened(pending / "diff") as fds:
             args["first"] = True
@@ -73,7 +72,7 @@ def apply_ahead(
 
     For layered snapshotters only. Raises InvalidImage, SandboxError.
     """
-    args = {"layer": name, "diff_id": diff_id, "bounds": asdict(bounds)}
+    args = {"layer": name, "diff_id": diff_id, "bounds": bounds._asdict()}
     with _opened(pending / "diff") as fds:
         return store.caller.call(f"{_JOBS}:ahead", args, [stream, *fds])
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(NamedTuple):
     """The greatest sizes that are taken; each is raised by a setting. Sizes are in bytes.
 
     `index_depth` counts nested indexes (1: an index of manifests), `entries` and `layer_bytes` the
@@ -36,7 +35,7 @@ class Bounds:
 
 DEFAULT_BOUNDS = Bounds()
 
-STORED = Bounds(**dict.fromkeys(Bounds.__dataclass_fields__, 1 << 62) | {"zstd_window": 1 << 31})
+STORED = Bounds(**dict.fromkeys(Bounds._fields, 1 << 62) | {"zstd_window": 1 << 31})
 """For what is in the store: it was held to bounds on its way in, perhaps to higher ones."""
 
 

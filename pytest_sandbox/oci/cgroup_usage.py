@@ -5,8 +5,7 @@ Kernel documentation: admin-guide/cgroup-v1/{memory,pids,blkio-controller}, admi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.cgroups import GroupPaths
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Memory and written bytes in bytes, CPU time in seconds.
 
     `oom_kills`: processes that the kernel killed for memory; `pids_refused`: forks that the limit

@@ -12,10 +12,9 @@ import errno
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -35,8 +34,7 @@ class Layout(StrEnum):
     HYBRID = "hybrid"
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
+class Hierarchy(NamedTuple):
     """One mounted tree. `own` is the group of this process below `mount`; empty for its top."""
 
     mount: Path
@@ -44,8 +42,7 @@ class Hierarchy:
     own: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupPaths:
+class GroupPaths(NamedTuple):
     """The group of one sandbox.
 
     `engine_path` is what an engine gets as cgroupsPath; `controllers` has the folder of each
@@ -64,8 +61,7 @@ class GroupPaths:
         return any(folder.is_dir() for folder in self.every)
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroups:
+class Cgroups(NamedTuple):
     """What is mounted. `base` is the group below which ours are made; empty for the top.
 
     `controllers`: of v1 the name of each (`memory`, `cpuacct`, `name=systemd`, ...), of v2 those
@@ -79,7 +75,7 @@ class Cgroups:
 
     def below(self, base: str) -> Cgroups:
         """The same, with the groups of sandboxes below `base`."""
-        return replace(self, base=base.strip("/"))
+        return self._replace(base=base.strip("/"))
 
     def paths(self, name: str) -> GroupPaths:
         """The group of the sandbox `name`, whether it is there or not."""
@@ -168,7 +164,8 @@ def _below(own: str, root: str) -> str:
 
 
 def make(cgroups: Cgroups, name: str, wanted: Iterable[str]) -> GroupPaths:
-    """Make the group of `name` with the controllers of `wanted`. Raises OSError.
+    """Make the group of `name` with the controllers of `wanted`: the folders that were made. Raises
+    OSError.
 
     With v2 the controllers are switched on from the base down.
     """
@@ -183,10 +180,12 @@ def make(cgroups: Cgroups, name: str, wanted: Iterable[str]) -> GroupPaths:
                     (folder / "cgroup.subtree_control").write_text(f"+{controller}")
         (top / PARENT / name).mkdir()
         return paths
-    folders = [paths.controllers[controller] for controller in wanted]
-    for folder in dict.fromkeys([*folders, *([paths.unified] if paths.unified else [])]):
+    controllers = {controller: paths.controllers[controller] for controller in wanted}
+    unified = [paths.unified] if paths.unified else []
+    every = tuple(dict.fromkeys([*controllers.values(), *unified]))
+    for folder in every:
         folder.mkdir(parents=True, exist_ok=True)
-    return paths
+    return paths._replace(controllers=controllers, every=every)
 
 
 def limit(

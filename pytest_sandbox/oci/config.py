@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from pytest_sandbox.errors import InvalidImage
@@ -26,8 +26,7 @@ class Port(NamedTuple):
     protocol: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """What an image says about the process that runs in it.
 
     `env` holds `NAME=VALUE` texts in the image's order. `working_dir`, `user` and `stop_signal`
@@ -49,13 +48,13 @@ class ImageConfig:
     stop_signal: str = ""
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
     healthcheck: Mapping[str, Any] | None = None
     on_build: tuple[str, ...] = ()
     shell: tuple[str, ...] = ()
     args_escaped: bool = False
     diff_ids: tuple[str, ...] = ()
-    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    raw: Mapping[str, Any] = MappingProxyType({})
 
     def ports(self) -> tuple[Port, ...]:
         """`exposed_ports`, parsed: "80", "80/tcp", "53/udp", "8000-8010". Raises InvalidImage."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,8 +31,7 @@ class Range(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class IdSpace:
+class IdSpace(NamedTuple):
     """The ids of sandboxes. `source` says where they come from, for doctor.
 
     `rootless`: an ordinary user's, made with newuidmap; inside its namespace the ids are what

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import platform as machine
+import os
 import re
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, InvalidImage, UsageError
 
@@ -42,8 +41,7 @@ _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT: Final = re.compile(r"[ -~]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(NamedTuple):
     """What an image runs on; fields in Go's names, normalised by `normalise`.
 
     `variant` is the CPU's (`v7` for arm; empty for the common one of amd64 and arm64).
@@ -83,7 +81,7 @@ def parse_platform(text: str) -> Platform:
     if len(parts) == 1 and parts[0].lower() not in _SYSTEMS:
         parts = ["linux", *parts]
     if len(parts) == 1:
-        parts = [*parts, machine.machine()]
+        parts = [*parts, os.uname().machine]
     if len(parts) <= 3 and all(_WORD.fullmatch(part) for part in parts):
         found = normalise(Platform(parts[0], parts[1], parts[2] if len(parts) > 2 else ""))
         if found.os in _SYSTEMS and found.architecture in _KNOWN:
@@ -95,7 +93,7 @@ def parse_platform(text: str) -> Platform:
 def host_platform() -> Platform:
     """The platform of this machine; on other systems than Linux, that of the Linux beside it."""
     system = sys.platform if sys.platform in _SYSTEMS else "linux"
-    return normalise(Platform("linux" if system == "darwin" else system, machine.machine()))
+    return normalise(Platform("linux" if system == "darwin" else system, os.uname().machine))
 
 
 def platform_of(fields: Mapping[str, Any], *, where: str) -> Platform:

@@ -6,11 +6,10 @@ a kernel and a version of the library, and kept in a file.
 
 from __future__ import annotations
 
+import binascii
 import ctypes
-import hashlib
 import json
 import os
-import secrets
 import struct
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -68,19 +67,21 @@ def filter_for(profile: Mapping[str, Any], folder: Path) -> bytes:
     Raises RuntimeUnavailable without libseccomp, or for what it cannot do.
     """
     text = json.dumps(profile, sort_keys=True, separators=(",", ":"))
-    key = f"{os.uname().release}\n{_version()}\n{text}"
-    name = hashlib.sha256(key.encode()).hexdigest()
+    # The file says itself what it is for: a short name will do, and no hash has to be loaded.
+    head = f"{os.uname().release}\n{_version()}\n{text}\n".encode()
+    name = f"{binascii.crc32(head):08x}"
     file = folder / f"{name}.bpf"
     try:
         found = file.read_bytes()
-        if found and len(found) % 8 == 0:
-            return found
+        program = found.removeprefix(head)
+        if len(head) + len(program) == len(found) and program and len(program) % 8 == 0:
+            return program
     except OSError:
         pass
     program = compile_filter(profile)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = folder / f".{name}.{secrets.token_hex(6)}"
-    fresh.write_bytes(program)
+    fresh = folder / f".{name}.{os.urandom(6).hex()}"
+    fresh.write_bytes(head + program)
     fresh.replace(file)
     return program
 

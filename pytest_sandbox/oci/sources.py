@@ -8,7 +8,7 @@ needs neither the store nor a mount afterwards.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pytest_sandbox.errors import InvalidImage, UsageError
@@ -307,7 +307,7 @@ class LayeredSource:
             changes["working_dir"] = self.working_dir
         if self.user:
             changes["user"] = self.user
-        return replace(config, **changes)
+        return config._replace(**changes)
 
     def prepare(self, destination: Path) -> ContainerBundle:
         """See BundleSource."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import Blame, ImageUnavailable, UsageError
@@ -54,7 +53,7 @@ def unpack_image(
             args = {
                 "layer": f"{image.reference.familiar}, layer {number}",
                 "diff_id": layer.diff_id,
-                "bounds": asdict(bounds),
+                "bounds": bounds._asdict(),
             }
             with store.blobs.open(layer.blob.digest) as file:
                 fds = [file.fileno(), root]

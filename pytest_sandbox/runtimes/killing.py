@@ -1,17 +1,15 @@
-"""End a command's whole process tree: through the control shell's builtins, or another Sight."""
+"""End a command's whole process tree, by whoever sees it: a Sight."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from pytest_sandbox.runtimes import processes, shell
+from pytest_sandbox.runtimes.processes import TICKS, victims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from pytest_sandbox.runtimes.control import Control
     from pytest_sandbox.runtimes.processes import Process
 
 ROUNDS: Final = 60
@@ -19,8 +17,7 @@ REAPED: Final = 1.0
 """Init has this many seconds to collect what was killed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hunt:
+class Hunt(NamedTuple):
     """Whose tree is to end: the child of worker `worker`, or the process `root`."""
 
     since: int
@@ -37,7 +34,7 @@ class Hunt:
 
 def now_in_ticks() -> int:
     """Clock ticks since boot: what `Hunt.since` counts in."""
-    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * shell.TICKS)
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS)
 
 
 class Sight(Protocol):
@@ -54,23 +51,6 @@ class Sight(Protocol):
     def wait(self) -> None:
         """Let a moment pass."""
         ...
-
-
-class ControlSight:
-    """Through the control shell. Raises ControlLost."""
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-
-    def table(self) -> dict[int, Process]:
-        lines = self._control.call(shell.dump_processes())
-        return processes.parse_table(line.decode("utf-8", "replace") for line in lines)
-
-    def signal(self, name: str, pids: Sequence[int]) -> None:
-        self._control.call(shell.send_signal(name, pids))
-
-    def wait(self) -> None:
-        time.sleep(0.002)
 
 
 def kill_tree(
@@ -115,7 +95,7 @@ def kill_tree(
         shared = any(
             p.session == session for p in table.values() if p.pid in mine and p.pid != hunt.worker
         )
-        return processes.victims(
+        return victims(
             table,
             root=root,
             since=hunt.since,

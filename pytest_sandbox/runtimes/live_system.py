@@ -17,9 +17,10 @@ from pytest_sandbox.errors import MissingDirectory
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Result, Stats
 from pytest_sandbox.runtimes.control import ControlLost
+from pytest_sandbox.runtimes.control_sight import ControlSight
 from pytest_sandbox.runtimes.ending import Ending
 from pytest_sandbox.runtimes.job import Job
-from pytest_sandbox.runtimes.killing import ControlSight, Hunt, kill_tree, now_in_ticks
+from pytest_sandbox.runtimes.killing import Hunt, kill_tree, now_in_ticks
 from pytest_sandbox.runtimes.leftovers import LEFTOVERS
 from pytest_sandbox.runtimes.shell import Counters, Facts
 from pytest_sandbox.runtimes.workers import Pipes, Pool, WorkerLost, wait_for_report

@@ -6,15 +6,17 @@ shows, kills them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+TICKS: Final = 100
+"""Clock ticks a second in /proc (USER_HZ is 100 on every Linux architecture)."""
+
+
+class Process(NamedTuple):
     """One line of the process table; `started` is in clock ticks since boot."""
 
     pid: int

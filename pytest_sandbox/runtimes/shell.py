@@ -13,14 +13,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.runtimes.processes import TICKS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FOLDER: Final = "/dev/.sandbox"
 """Where the FIFOs are inside the sandbox: below /dev they never show in the image's file system."""
-
-TICKS: Final = 100
-"""Clock ticks a second in /proc (USER_HZ is 100 on every Linux architecture)."""
 
 _SAFE = re.compile(rb"[A-Za-z0-9_/.,:@%+=-]+")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import resource
-import shutil
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -212,6 +211,8 @@ def empty(folder: int) -> None:
 
 
 def _remove_tree(name: str, folder: int) -> None:
+    import shutil  # heavy; a new work folder is empty
+
     # overlayfs makes its folders with mode 000: the owner may look in, whatever its rights.
     with contextlib.suppress(OSError):
         os.chmod(name, 0o700, dir_fd=folder)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from pytest_sandbox.errors import UsageError
 from pytest_sandbox.oci.platforms import host_platform
@@ -32,8 +31,7 @@ used.
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(NamedTuple):
     """What the caller changes of the image's process.
 
     `argv` replaces Cmd; `entrypoint`, where it is not None, replaces Entrypoint and drops Cmd.

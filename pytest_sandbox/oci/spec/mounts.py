@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.errors import UsageError
 from pytest_sandbox.oci.spec.process import absolute
@@ -41,8 +40,7 @@ _SYSTEM: Final = ("/dev", "/proc", "/sys")
 """Mounted by the runtime: mount points below them are its own to make."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """A folder or file of the host at `target`.
 
     `locked` are the options that the source's file system has and a user namespace may not take

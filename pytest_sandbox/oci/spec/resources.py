@@ -9,8 +9,7 @@ same in both.
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.errors import UsageError
 
@@ -30,8 +29,7 @@ SOFT_NOFILE: Final = 1024
 MOST_NOFILE: Final = 524_288
 
 
-@dataclass(frozen=True, slots=True)
-class ResourceLimits:
+class ResourceLimits(NamedTuple):
     """What was asked for; None is no limit. `memory` is in bytes and counts swap (one limit),
     `cpus` in cores, `pids` and `nofile` are counts.
     """

@@ -11,8 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.errors import InvalidImage, MissingDirectory, UsageError
 from pytest_sandbox.oci.linux import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
@@ -31,8 +30,7 @@ _LINKS: Final = 40
 ACCOUNT_FILES: Final = ("/etc/passwd", "/etc/group")
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What was found and made in a root.
 
     `places` is each mount point -> where it really is in the root, without links; `missing` names

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pytest_sandbox.errors import InvalidImage, UnknownUser
@@ -23,8 +22,7 @@ _LAST_ID: Final = (1 << 31) - 1
 """runc takes no higher id."""
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """Who the process is. `groups` are the supplementary ones; `home` is "/" where passwd knows
     none; `name` is "" where passwd does not list the uid.
     """

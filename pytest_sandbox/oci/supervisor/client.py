@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import os
 import select
-import shutil
-import subprocess
 import threading
 import time
 from collections import deque
@@ -312,6 +310,9 @@ def write_maps(pid: int, ids: IdSpace) -> None:
 
     Raises NoIds.
     """
+    import shutil
+    import subprocess
+
     for name, ranges in (("newuidmap", ids.uids), ("newgidmap", ids.gids)):
         program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_PATH}")
         if program is None:

@@ -13,9 +13,8 @@ import selectors
 import signal
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages, place
@@ -30,21 +29,24 @@ _LOST: Final = int(signal.SIGKILL)
 """The status of a process whose end was not seen: as wait(2) gives it."""
 
 
-@dataclass
 class Watched:
-    """A sandbox's first process, or another one whose end somebody waits for."""
+    """A sandbox's first process, or another one whose end somebody waits for; `after` is the job
+    that follows it.
+    """
 
-    pid: int
-    channel: socket.socket | None
-    after: list[Any] | None = None
-    name: str = ""
-    ended: bool = False
-    followed: bool = False
-    """`after` is under way, or done."""
+    def __init__(
+        self, pid: int, channel: socket.socket, after: list[Any] | None, name: str
+    ) -> None:
+        self.pid = pid
+        self.channel: socket.socket | None = channel
+        self.after = after
+        self.name = name
+        self.ended = False
+        self.followed = False
+        """`after` is under way, or done."""
 
 
-@dataclass
-class Job:
+class Job(NamedTuple):
     """A job's process: who asked for it, with which number, or whose end it follows."""
 
     client: socket.socket | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -47,7 +46,7 @@ def clear(call: Call) -> dict[str, Any]:
             os.unlink(note)  # noqa: PTH108
     with contextlib.suppress(OSError):  # the caller may be gone; the rest has to be done
         call.send({"cleared": usage})
-    shutil.rmtree(aside, ignore_errors=True)
+    discard(aside)
     if args["record"]:
         from pytest_sandbox.runtimes.oci.containers import ending
 
@@ -85,8 +84,15 @@ def _remove(room: str, name: str, paths: cgroups.GroupPaths | None) -> None:
         for mounted in [*sorted((place / "mounts").glob("*")), place / "etc", place / "rootfs"]:
             with contextlib.suppress(OSError):
                 linux.umount(mounted, linux.MNT_DETACH)
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.rmtree(Path(room, "states", name), ignore_errors=True)
+        discard(place)
+        discard(Path(room, "states", name))
+
+
+def discard(folder: Path) -> None:
+    """Remove what there is of a tree; somebody else may be at it, too."""
+    import shutil  # heavy; a start needs none
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @cache

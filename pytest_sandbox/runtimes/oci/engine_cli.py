@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +45,8 @@ class EngineCli:
         what: str,
     ) -> None:
         """Run one command. Raises RuntimeUnavailable with the engine's own words."""
+        import subprocess
+
         command = [self._program, "--root", self._states, "--log", log, "--log-format", "json"]
         if self._rootless:
             command += ["--rootless=true"] if "runc" in Path(self._program).name else []

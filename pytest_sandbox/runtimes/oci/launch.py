@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections import OrderedDict
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from pytest_sandbox.oci.spec.root import Prepared, prepare_root, root_request
 from pytest_sandbox.oci.supervisor.jobs import repeatable
 from pytest_sandbox.runtimes import hold
 from pytest_sandbox.runtimes.oci import weak
-from pytest_sandbox.runtimes.oci.clearing import clear_away, found_cgroups
+from pytest_sandbox.runtimes.oci.clearing import clear_away, discard, found_cgroups
 from pytest_sandbox.runtimes.oci.launch_binds import clone_bind
 from pytest_sandbox.runtimes.oci.launch_root import mount_root
 from pytest_sandbox.runtimes.oci.launchers.base import Bundle
@@ -247,7 +246,7 @@ class _Launch:
             with contextlib.suppress(Exception):
                 clear_away(self._call.room, self._rest())
             if not self._order.upper:
-                shutil.rmtree(self._order.folder, ignore_errors=True)
+                discard(Path(self._order.folder))
             for note in self._order.notes:  # the caller may be gone
                 Path(note).unlink(missing_ok=True)
 

@@ -5,7 +5,6 @@ Named tuples: a short command pays for every class that is made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,6 +109,8 @@ class Order(NamedTuple):
 
     def digest(self) -> str:
         """What all orders of its kind have in common, as a hash."""
+        import hashlib  # heavy; who starts sandboxes needs none
+
         plain = self._replace(id="", folder="", notes=(), kind="").document()
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -291,7 +290,7 @@ def test_layers_of_another_id_map_are_not_reused(store, supervisor, server, clie
         tuple(entry._replace(outside=entry.outside + 65536) for entry in ranges)
         for ranges in (supervisor.ids.uids, supervisor.ids.gids)
     ]
-    other = Supervisor(replace(supervisor.ids, uids=moved[0], gids=moved[1]))
+    other = Supervisor(supervisor.ids._replace(uids=moved[0], gids=moved[1]))
     try:
         theirs = Store(store.root, other)
         assert theirs.image(image.reference, image.platform) is None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import os
 import stat
 
@@ -366,7 +365,7 @@ def test_more_folders_than_are_held_open(tmp_path):
 
 
 def test_the_bound_of_entries_counts_folders_that_had_to_be_made(tmp_path):
-    bounds = dataclasses.replace(DEFAULT_BOUNDS, entries=4)
+    bounds = DEFAULT_BOUNDS._replace(entries=4)
     apply(tmp_path / "a", file(b"1/2/3/f"), bounds=bounds)
     for data in (file(b"1/2/3/4/f"), b"".join(file(b"%d" % n) for n in range(5))):
         with pytest.raises(InvalidImage, match="more than 4 entries"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import os
 import re
@@ -233,7 +232,7 @@ def test_what_one_layer_leaves_does_not_bend_the_next(cage, first):
 
 
 def test_a_bomb_of_folders_that_are_not_listed(cage):
-    bounds = dataclasses.replace(DEFAULT_BOUNDS, entries=5000)
+    bounds = DEFAULT_BOUNDS._replace(entries=5000)
     data = b"".join(
         pax((b"path", b"%d/" % number + b"a/" * 500 + b"x")) + file(b"x") for number in range(20)
     )
@@ -255,7 +254,7 @@ def test_deep_folders_are_made_and_removed_again(cage):
 
 def test_memory_stays_small_whatever_is_served(cage):
     """Many long names below, whiteouts over them, and records up to their bound."""
-    bounds = dataclasses.replace(DEFAULT_BOUNDS, ratio=10_000)
+    bounds = DEFAULT_BOUNDS._replace(ratio=10_000)
     long = b"/".join([b"n" * 250] * 8)
     names = [b"%d/" % number + long for number in range(60)]
     apply(cage.root, b"".join(pax((b"path", name)) + file(b"x") for name in names), bounds=bounds)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import bz2
-import dataclasses
 import gzip
 import hashlib
 import lzma
@@ -148,7 +147,7 @@ def test_what_is_broken_is_refused(make, rule):
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd], ids=["gzip", "zstd"])
 def test_bombs_end_at_the_ratio_and_need_no_memory(pack):
-    bounds = dataclasses.replace(DEFAULT_BOUNDS, ratio_floor=4 * MIB)
+    bounds = DEFAULT_BOUNDS._replace(ratio_floor=4 * MIB)
     bomb = pack(bytes(64 * MIB))
     tracemalloc.start()
     try:
@@ -164,7 +163,7 @@ def test_a_small_bomb_is_below_the_floor():
 
 
 def test_the_bound_of_a_layer():
-    bounds = dataclasses.replace(DEFAULT_BOUNDS, layer_bytes=1000)
+    bounds = DEFAULT_BOUNDS._replace(layer_bytes=1000)
     assert unpacked(b"x" * 1000, bounds)[0]
     with pytest.raises(InvalidImage, match="unpacks to more than 1000 bytes"):
         unpacked(b"x" * 1001, bounds)

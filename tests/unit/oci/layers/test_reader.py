@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import subprocess
 import tempfile
@@ -211,7 +210,7 @@ def test_what_is_not_plain_is_refused_in_one_line(data, rule):
 
 
 def test_long_records_are_refused_before_they_are_read():
-    bounds = dataclasses.replace(DEFAULT_BOUNDS, record=1000)
+    bounds = DEFAULT_BOUNDS._replace(record=1000)
     members(pax((b"comment", b"x" * 900)) + file(b"a") + END, bounds)
     for data in (pax((b"comment", b"x" * 1000)), gnu_long(b"n" * 1000)):
         with pytest.raises(InvalidImage, match="over the bound of 1000"):

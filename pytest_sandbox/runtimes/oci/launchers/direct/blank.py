@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import os
 import re
-import secrets
 import select
 import signal
 import time
@@ -184,7 +183,7 @@ def is_warm() -> bool:
 def new_name() -> str:
     """A cgroup's name that says whose it is: this process's parent's, the supervisor's."""
     parent = os.getppid()
-    return f"{PREFIX}-{pid_namespace()}-{parent}-{started(parent)}-{secrets.token_hex(5)}"
+    return f"{PREFIX}-{pid_namespace()}-{parent}-{started(parent)}-{os.urandom(5).hex()}"
 
 
 def sweep_groups(cgroups: Cgroups) -> None:

@@ -37,8 +37,10 @@ _KNOWN: Final[Mapping[str, set[str]]] = {
     "linux.resources.pids": {"limit"},
 }
 _NAMESPACES: Final = {"user", "pid", "ipc", "uts", "mount", "cgroup", "network"}
-_WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio", "freezer", "devices")
-"""The controllers of control groups v1 that a sandbox's processes are put into."""
+_WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio")
+"""The controllers of control groups v1 that limit a sandbox, or count what it uses: each tree takes
+its time when a process is put into it. A v2 tree counts CPU time without cpuacct.
+"""
 _NEEDED: Final = (
     *("clone3", "mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr"),
     *("sethostname", "unshare"),
@@ -144,7 +146,8 @@ def controllers(cgroups: Cgroups) -> list[str]:
     """The controllers whose groups a sandbox's processes are put into."""
     if cgroups.layout is Layout.V2:
         return [name for name in ("memory", "pids", "cpu", "io") if name in cgroups.controllers]
-    return [name for name in _WANTED if name in cgroups.controllers]
+    spare = {"cpuacct"} if cgroups.unified else set()
+    return [name for name in _WANTED if name in cgroups.controllers.keys() - spare]
 
 
 def _shown(cgroups: Cgroups | None) -> tuple[tuple[tuple[str, str], ...], str]:
