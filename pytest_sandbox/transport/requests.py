@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 from pytest_sandbox.errors import Blame
-from pytest_sandbox.transport.addresses import Failure, check_url, shown
+from pytest_sandbox.transport.addresses import Failure, check_url, is_loopback, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REDIRECTS: Final = 10
 LONGEST_WAIT: Final = 60.0
+_NO_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 _CA_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
@@ -179,17 +180,22 @@ def _explain(error: Exception, url: str) -> Failure:
             return Failure(what, Blame.NETWORK, next_step="check https_proxy", transient=True)
     last = str(causes[-1]) or type(causes[-1]).__name__
     what, next_step = f"{shown(url)}: {last}", "check the connection"
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
+    transient = True
+    names = [cause for cause in causes if isinstance(cause, socket.gaierror)]
+    if names:
         what, next_step = f"the name {host} cannot be resolved", "check DNS, or set https_proxy"
+        # There is no such name. Where nobody could be asked, it is EAI_AGAIN.
+        transient = all(cause.errno not in _NO_NAME for cause in names)
     elif any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         what = f"{shown(url)}: connection refused"
+        transient = proxy or not is_loopback(host)  # nobody listens on this machine
     elif any(isinstance(cause, TimeoutError) for cause in causes):
         what = f"{shown(url)}: no answer in time ({type(error).__name__})"
     elif isinstance(error, web.ProtocolError):
         what = f"{shown(url)}: the connection was cut ({last})"
     if proxy:
         what, next_step = f"{what} (on the way to the proxy)", "check https_proxy"
-    return Failure(what, Blame.NETWORK, next_step=next_step, transient=True)
+    return Failure(what, Blame.NETWORK, next_step=next_step, transient=transient)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -372,19 +372,27 @@ def test_a_slow_drip_ends_at_the_deadline(site, downloader, waits):
     assert waits == []
 
 
-def test_a_refused_connection_is_the_networks(downloader):
+def test_a_refused_connection_is_the_networks(downloader, waits):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         error = failing(downloader(), f"http://127.0.0.1:{taken.getsockname()[1]}/x")
     assert error.blame is Blame.NETWORK
     assert "refused" in error.what
+    assert waits == [], "nobody listens on this machine: nor will anybody in a moment"
 
 
-def test_an_unknown_name_is_the_networks(downloader, waits):
+@pytest.mark.parametrize(
+    ("number", "tries"), [(socket.EAI_NONAME, 1), (socket.EAI_NODATA, 1), (socket.EAI_AGAIN, 4)]
+)
+def test_an_unknown_name_is_the_networks(downloader, waits, monkeypatch, number, tries):
+    def unknown(*_args, **_options):
+        raise socket.gaierror(number, "as the resolver says")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     error = failing(downloader(), "https://nowhere.invalid/x")
     assert error.blame is Blame.NETWORK
     assert "nowhere.invalid cannot be resolved" in error.what
-    assert len(waits) == 3
+    assert len(waits) == tries - 1
 
 
 def redirect(site, path, target, status=302):
