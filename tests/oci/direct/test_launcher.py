@@ -139,19 +139,39 @@ def test_a_killed_maker_of_blanks_costs_nothing_but_time(runtime, start):
 def test_blanks_that_were_killed_are_not_used(runtime, start):
     first = start()
     assert said(first, "echo lives") == "lives\n"
-    keeper = runtime.supervisor.pid
-
-    def waiting():
-        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-        mine = [int(pid) for pid in children if int(pid) != first.engine.pid]
-        return [pid for pid in mine if _namespace(pid) != _namespace(keeper)]
-
-    assert soon(waiting), "a blank is made"
-    killed = waiting()
+    assert soon(lambda: _waiting(runtime, [first])), "a blank is made"
+    killed = _waiting(runtime, [first])
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     assert soon(lambda: not any(map(alive, killed)))
     assert said(start(), "echo too") == "too\n"
+
+
+def test_kinds_in_turn_keep_what_waits_for_each(runtime, place):
+    """As a run's items do: one system to install in, one to verify in."""
+    mine = OciRuntime(folder=place / "oci", launcher="direct")  # nobody else's blanks
+    kinds = [SandboxSpec("base:1", TARGET, limits) for limits in (Limits(), Limits(nofile=77))]
+    systems = []
+    try:
+        systems += [mine.start(kind, current_owner("direct")) for kind in kinds]
+        assert soon(lambda: len(_waiting(mine, systems)) >= 2), "a blank of each kind"
+        kept = _waiting(mine, systems)
+        systems.append(mine.start(kinds[0], current_owner("direct")))
+        assert systems[-1].engine.pid in kept
+        assert all(map(alive, kept)), "those of the other kind were thrown away"
+    finally:
+        for system in systems:
+            system.close()
+        mine.close()
+
+
+def _waiting(runtime, systems):
+    """The pids of the blanks that are there."""
+    keeper = runtime.supervisor.pid
+    used = [system.engine.pid for system in systems]
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    mine = [int(pid) for pid in children if int(pid) not in used]
+    return [pid for pid in mine if _namespace(pid) not in {0, _namespace(keeper)}]
 
 
 def _namespace(pid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_sandbox.errors import RuntimeUnavailable
@@ -35,8 +36,10 @@ _ATTRIBUTES: Final = {
     "noexec": linux.MOUNT_ATTR_NOEXEC,
 }
 
-_makers: list[Maker] = []
-"""This worker's maker of blanks, if any."""
+_makers: OrderedDict[str, Maker] = OrderedDict()
+"""This worker's makers of blanks by the key of their profile, the one used last at the end."""
+_MOST_MAKERS: Final = 3
+"""A run's items take turns: a system to install in, one to verify in. Each maker holds a blank."""
 _TRIES: Final = 8
 """More than blanks wait at once."""
 _parent: list[int] = []
@@ -105,9 +108,8 @@ class DirectLauncher:
                 "cwd": process["cwd"],
                 "user": "",
             }
-        for maker in _makers:
-            with contextlib.suppress(OSError):  # the next start makes another one
-                maker.prepare()
+        with contextlib.suppress(OSError):  # the next start makes another one
+            _makers[profile.key].prepare()
         return blank.pid
 
     def _tell(
@@ -154,22 +156,23 @@ class DirectLauncher:
 
 @at_end
 def let_go() -> None:
-    """The worker ends: its maker does, too."""
+    """The worker ends: its makers do, too."""
     while _makers:
-        _makers.pop().close()
+        _makers.popitem()[1].close()
 
 
 def _take(profile: Profile, cgroups: Cgroups | None, room: str) -> Blank:
     """A blank of that profile. Raises OSError, RuntimeUnavailable."""
-    if _makers and _makers[-1].profile.key != profile.key:
-        let_go()
-    if _makers:
+    if profile.key in _makers:
+        _makers.move_to_end(profile.key)
         try:
-            return _makers[-1].take()
+            return _makers[profile.key].take()
         except BrokenPipeError:  # it was killed
-            let_go()
-    _makers.append(Maker(profile, cgroups, room, _supervisor()))
-    return _makers[-1].take()
+            _makers.pop(profile.key).close()
+    while len(_makers) >= _MOST_MAKERS:
+        _makers.popitem(last=False)[1].close()
+    maker = _makers[profile.key] = Maker(profile, cgroups, room, _supervisor())
+    return maker.take()
 
 
 def _supervisor() -> int:
