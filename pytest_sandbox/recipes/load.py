@@ -300,7 +300,11 @@ def _step(entry: dict[str, Any], index: int, when: When | None) -> Step:
     action = entry.get("action")
     if not isinstance(action, str) or not action:
         msg = "action is required, a string"
-        where: KeyPath = ("steps", index, "action") if "action" in entry else ("steps", index)
+        at: KeyPath = ("steps", index)
+        odd = next((key for key in entry if nearest(key, ["action"])), "")
+        if "action" not in entry and odd:
+            raise _Fault(msg, (*at, odd), f"write action instead of {odd}")
+        where = (*at, "action") if "action" in entry else at
         raise _Fault(msg, where, 'write action = "..."')
     return Step(
         action=action,

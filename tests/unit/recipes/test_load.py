@@ -77,6 +77,7 @@ def test_everything_is_read():
         ('[metadata]\nname = "a b"\n' + STEP, 2, "metadata.name", "recipe name"),
         (recipe_text("[steps]\n"), 5, "steps", "double brackets"),
         (recipe_text("[[steps]]\nnote = 'x'\n"), 5, "steps[1]", "action is required"),
+        (recipe_text("[[steps]]\nacton = 'x'\n"), 6, "steps[1].acton", "instead of acton"),
         (
             recipe_text(STEP + '[[steps]]\naction = "chmdo"\n'),
             8,
