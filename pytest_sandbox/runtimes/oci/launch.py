@@ -196,8 +196,6 @@ class _Launch:
         finally:
             self._close_tree()
         ports: list[str] = []
-        # What it leaves running would be a child of a worker.
-        call.spent = order.network == "bridge"
         if order.network == "bridge":
             ports = self._network(pid)
         if order.limits.weak:
