@@ -24,6 +24,7 @@ from pytest_sandbox.options import SETTINGS
 from pytest_sandbox.recipes.load import read_recipe
 from pytest_sandbox.recipes.select import unsupported_reason
 from pytest_sandbox.reporting import ABSENT, HEADLINE
+from pytest_sandbox.state import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -178,7 +179,7 @@ class RecipeItem(pytest.Function):
         proof = Proof(
             session, self.tool, self.plan, self.target, outcome, node=node, further=self._further
         )
-        proof.expected = self.expected
+        proof.expected, proof.begun = self.expected, self._expect_next
         try:
             proof.run()
         except Unproved as reason:
@@ -204,6 +205,12 @@ class RecipeItem(pytest.Function):
         outcome = Outcome(self.tool, self.target)
         proof = Proof(self.run_session, self.tool, self.plan, self.target, outcome)
         self.expected = proof.expect()
+
+    def _expect_next(self) -> None:
+        """The first item's engine and image were not there when this was tried before its turn."""
+        running, following = self.config.stash[STATE].following or (None, None)
+        if running is self and isinstance(following, RecipeItem) and not following.expected:
+            following.expect()
 
     def _further(self, system: object, plan: object) -> None:
         self.config.hook.pytest_sandbox_prove(config=self.config, system=system, plan=plan)

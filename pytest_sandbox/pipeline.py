@@ -102,6 +102,8 @@ class Proof:
     """Proofs after verify, in the same system."""
     expected: bool = False
     """Whether `expect` had the first system started, perhaps on another object."""
+    begun: Callable[[], object] | None = None
+    """Called when the first system is there: the next proof's may be started."""
     _ends: float = 0.0
 
     def expect(self) -> bool:
@@ -309,6 +311,8 @@ class Proof:
                 ahead=EXPECTED if digest and self.expected else None,
                 digest=digest,
             )
+            if digest and self.begun is not None:
+                self.begun()
         try:
             yield system
         except Exception as error:
