@@ -131,6 +131,15 @@ def test_the_room_of_a_killed_supervisor_goes(begin, kind):
         assert not Path(room).exists()
 
 
+def test_what_an_engine_made_in_a_room_after_its_supervisors_end_goes_too(begin):
+    with begin("own") as (_, pid, room, _way):
+        os.kill(pid, signal.SIGKILL)
+        assert ended(pid, 20)
+        Path(room, "states", "one").mkdir(parents=True)
+        sweep()
+        assert not Path(room).exists()
+
+
 def test_only_rooms_are_removed_whose_process_is_gone():
     """By pid, pid namespace and the whole of the name."""
     gone = subprocess.Popen(["true"])

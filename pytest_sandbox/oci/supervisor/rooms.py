@@ -8,6 +8,7 @@ that mount away, so only the rooms of supervisors that are gone are swept.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from pathlib import Path
@@ -46,6 +47,19 @@ def sweep_rooms() -> int:
                 continue
             with contextlib.suppress(OSError):
                 if folder.lstat().st_uid == os.geteuid():
-                    folder.rmdir()
+                    _remove(folder)
                     count += 1
     return count
+
+
+def _remove(room: Path) -> None:
+    try:
+        room.rmdir()
+    except OSError as wrong:
+        if wrong.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        # An engine that outlives its supervisor for a moment makes what it misses anew: here, where
+        # nothing is mounted any more.
+        import shutil
+
+        shutil.rmtree(room)
