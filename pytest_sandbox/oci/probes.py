@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.oci.cgroup_access import LIMITS, Access, try_cgroups
 from pytest_sandbox.oci.cgroups import find_cgroups
-from pytest_sandbox.oci.engine_trial import try_engine
 from pytest_sandbox.oci.engines import (
     NAMES,
     Engine,
@@ -27,8 +26,6 @@ from pytest_sandbox.oci.findings import Finding, Lacking
 from pytest_sandbox.oci.ids import IdSpace, NoIds
 from pytest_sandbox.oci.lifetimes import boot_id
 from pytest_sandbox.oci.probe_namespaces import inside_container, lacking, probe_namespaces
-from pytest_sandbox.oci.probe_network import probe_network
-from pytest_sandbox.oci.snapshots.choose import choose
 from pytest_sandbox.oci.store.files import read_json, write_json
 from pytest_sandbox.oci.versions import parse_version
 
@@ -144,7 +141,9 @@ def probe_all(
 
 
 class _Look:
-    """The probes, the cheap ones first; each adds to `host` what it found."""
+    """The probes, the cheap ones first; each adds to `host` what it found. What they need is loaded
+    by them: mostly it is all known already.
+    """
 
     def __init__(
         self, store: Store, ids: IdSpace, environ: Mapping[str, str], *, fresh: bool
@@ -204,12 +203,16 @@ class _Look:
     def trial(self) -> None:
         if not (self._namespaces and self._engine and self._init and self._access):
             return
+        from pytest_sandbox.oci.engine_trial import try_engine
+
         trial = try_engine(self._engine, self._init, self._ids, self._access)
         self._add(trial.finding(self._engine), limits=tuple(sorted(trial.limits)))
 
     def root(self, wanted: str) -> None:
         if not self._namespaces:
             return
+        from pytest_sandbox.oci.snapshots.choose import choose
+
         try:
             choice = choose(self._store, wanted, fresh=self._fresh)
         except SandboxError as wrong:
@@ -223,6 +226,8 @@ class _Look:
     def network(self) -> None:
         if not self._namespaces:
             return
+        from pytest_sandbox.oci.probe_network import probe_network
+
         try:
             found = probe_network(self._store.caller)
         except (SandboxError, OSError) as wrong:

@@ -14,6 +14,7 @@ from pytest_sandbox.oci import cgroups
 from pytest_sandbox.oci.supervisor.rooms import sweep_rooms
 from pytest_sandbox.runtimes.base import Owner
 from pytest_sandbox.runtimes.oci import first_process
+from pytest_sandbox.runtimes.oci.launchers.direct.group_names import sweep_groups
 from pytest_sandbox.runtimes.owner import owner_from_labels
 from pytest_sandbox.runtimes.reaper import SNAPSHOT
 from pytest_sandbox.runtimes.run_folder import reap_folders
@@ -89,9 +90,6 @@ def sweep(runtime: OciRuntime, run: str) -> int:
 
 def reap(runtime: OciRuntime, is_dead: Callable[[Owner, float], bool]) -> int:
     """Remove what dead owners left; the number of things removed."""
-    # Of the launcher's parts, which are many, a run itself needs none.
-    from pytest_sandbox.runtimes.oci.launchers.direct.blank import sweep_groups
-
     count = _collect(runtime, is_dead) + reap_folders(is_dead) + sweep_rooms()
     if runtime.machine.access.usable:
         sweep_groups(runtime.machine.access.cgroups)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import select
 import signal
 import time
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci import cgroups as groups
 from pytest_sandbox.oci import linux
-from pytest_sandbox.oci.lifetimes import is_over, pid_namespace, started
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe
 from pytest_sandbox.runtimes.oci.launchers.direct import settling
+from pytest_sandbox.runtimes.oci.launchers.direct.group_names import new_name
 from pytest_sandbox.runtimes.oci.launchers.direct.nursery import Nursery
 from pytest_sandbox.runtimes.oci.launchers.direct.profile import controllers
 from pytest_sandbox.runtimes.oci.launchers.direct.quick import Commands
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.oci.launchers.direct.nursery import Live
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
-PREFIX: Final = "ps-blank"
-_NAME: Final = re.compile(rf"{PREFIX}-([a-z0-9]+)-([0-9]+)-([0-9]+)-[0-9a-f]+")
 _WARM: Final = 0.015
 _NICE: Final = -15
 _nurseries: list[Nursery] = []
@@ -178,26 +175,6 @@ def is_warm() -> bool:
     idling the kernel waits about 10 ms, and whatever else has to do with cgroups waits along.
     """
     return bool(_attached) and time.monotonic() - _attached[0] < _WARM
-
-
-def new_name() -> str:
-    """A cgroup's name that says whose it is: this process's parent's, the supervisor's."""
-    parent = os.getppid()
-    return f"{PREFIX}-{pid_namespace()}-{parent}-{started(parent)}-{os.urandom(5).hex()}"
-
-
-def sweep_groups(cgroups: Cgroups) -> None:
-    """Remove the groups of blanks, and of sandboxes that were made from them, whose supervisor was
-    killed. Nothing lives in them: they die with it.
-    """
-    for name in cgroups.names():
-        match = _NAME.fullmatch(name)
-        if match is None or match[1] != pid_namespace():
-            continue
-        if is_over(int(match[2]), int(match[3])):
-            paths = cgroups.paths(name)
-            groups.kill(paths)
-            groups.remove(paths)
 
 
 def _give_commands(paths: GroupPaths, profile: Profile) -> None:
