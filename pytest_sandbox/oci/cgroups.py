@@ -91,6 +91,15 @@ class Cgroups(NamedTuple):
         below = f"{self.base}/{PARENT}/{name}".lstrip("/")
         return f"{tree.mount}/{below}" if tree is not None else ""
 
+    def given(self) -> frozenset[str]:
+        """The controllers that groups of sandboxes can have: a delegated group of v2 has fewer than
+        the top (systemd gives users no `io`).
+        """
+        if self.layout is not Layout.V2 or self.unified is None or not self.base:
+            return frozenset(self.controllers)
+        listed = _read(self.unified.mount / self.base / "cgroup.controllers").split()
+        return frozenset(self.controllers).intersection(listed)
+
     def names(self) -> list[str]:
         """The groups that are there below ours, of whatever session, sorted."""
         found: set[str] = set()

@@ -145,7 +145,8 @@ def is_system(mount: Mapping[str, Any]) -> bool:
 def controllers(cgroups: Cgroups) -> list[str]:
     """The controllers whose groups a sandbox's processes are put into."""
     if cgroups.layout is Layout.V2:
-        return [name for name in ("memory", "pids", "cpu", "io") if name in cgroups.controllers]
+        given = cgroups.given()
+        return [name for name in ("memory", "pids", "cpu", "io") if name in given]
     spare = {"cpuacct"} if cgroups.unified else set()
     return [name for name in _WANTED if name in cgroups.controllers.keys() - spare]
 
