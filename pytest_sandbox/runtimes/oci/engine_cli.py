@@ -66,8 +66,10 @@ class EngineCli:
         failed = process.wait()
         if "crun" in Path(self._program).name and os.geteuid() == 0:
             # Until 2025 (containers/crun#1847) it gave its stdio, the machine's /dev/null too, to
-            # the sandbox's root.
-            os.chown(os.devnull, 0, 0)
+            # the sandbox's root. An ordinary user is root of its own ids only: it cannot have done
+            # so, and this cannot undo it.
+            with contextlib.suppress(PermissionError):
+                os.chown(os.devnull, 0, 0)
         if failed:
             raise EngineRefused(what, said(log), Path(self._program).name)
 
