@@ -211,6 +211,8 @@ class OciContainer:
                 data = os.pread(self._counters, watcher.COUNTERS.size, 0)
                 peak = watcher.COUNTERS.unpack(data)[2]
             found = self._runtime.watched_stats(self.pid, peak)
+            if self._control is not None:
+                return found
             # What the engine started in it is no child of its init.
             return replace(found, cpu_seconds=found.cpu_seconds + self._exec_seconds)
         usage = self._runtime.usage(self.group)
