@@ -176,7 +176,7 @@ def make(cgroups: Cgroups, name: str, wanted: Iterable[str]) -> GroupPaths:
     """Make the group of `name` with the controllers of `wanted`: the folders that were made. Raises
     OSError.
 
-    With v2 the controllers are switched on from the base down.
+    With v2 the controllers are switched on from the base down, which must have no processes.
     """
     paths, wanted = cgroups.paths(name), list(wanted)
     if cgroups.unified and cgroups.layout is Layout.V2:
@@ -186,6 +186,7 @@ def make(cgroups: Cgroups, name: str, wanted: Iterable[str]) -> GroupPaths:
             enabled = _read(folder / "cgroup.subtree_control").split()
             for controller in wanted:
                 if controller not in enabled:
+                    _need_empty(folder)
                     (folder / "cgroup.subtree_control").write_text(f"+{controller}")
         (top / PARENT / name).mkdir()
         return paths
@@ -195,6 +196,17 @@ def make(cgroups: Cgroups, name: str, wanted: Iterable[str]) -> GroupPaths:
     for folder in every:
         folder.mkdir(parents=True, exist_ok=True)
     return paths._replace(controllers=controllers, every=every)
+
+
+def _need_empty(folder: Path) -> None:
+    """Raises OSError (EBUSY) for a group with processes, unless it is the top of the tree.
+
+    The kernel refuses `memory` to the groups below such a one, but gives them `pids` and `cpu`, and
+    makes it threaded by that: then no process can be moved into a group below it any more.
+    """
+    # The top has no such file; that of a namespace, in a container, has one.
+    if (folder / "cgroup.type").exists() and _read(folder / "cgroup.procs").strip():
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(folder))
 
 
 def limit(

@@ -63,6 +63,7 @@ class Machine:
     def order(self, image: Image, name: str, **values: Any) -> Order:
         """An Order for one sandbox from an image of the store."""
         ids = self.supervisor.ids
+        launcher = "engine" if values.get("tty") else self.launcher
         return Order(
             id=name,
             engine=str(self.engine.path),
@@ -74,8 +75,9 @@ class Machine:
             uids=tuple((r.inside, r.outside, r.size) for r in ids.uids),
             gids=tuple((r.inside, r.outside, r.size) for r in ids.gids),
             cgroups_base=self.access.cgroups.base,
-            rootless=ids.rootless and not self.access.usable,
-            launcher="engine" if values.get("tty") else self.launcher,
+            # An engine of root's makes its group itself, with or without limits.
+            rootless=not self.access.usable and (ids.rootless or launcher == "direct"),
+            launcher=launcher,
             filters=str(self.store.root / "filters"),
             **values,
         )

@@ -130,7 +130,7 @@ def _attack(machine: Machine, layer: Path, outside: dict[str, Any]) -> list[str]
         hostname="trial",
         limits=LimitOrder(memory=_MEMORY, pids=_PIDS, weak=machine.weak),
         cgroups_base=machine.access.cgroups.base,
-        rootless=ids.rootless and not machine.access.usable,
+        rootless=not machine.access.usable,
         hold=True,
         launcher="direct",
         filters=str(machine.store.root / "filters"),
