@@ -117,6 +117,9 @@ def _devices(folder: str) -> None:
 
 def _control_groups(target: str, profile: Profile) -> None:
     if profile.unified == ".":
+        if os.path.ismount(target):
+            # The host's own, which came with its /sys: no file system is mounted onto itself.
+            linux.mount("tmpfs", target, "tmpfs", _QUIET | linux.MS_RDONLY, "size=4k")
         linux.mount("cgroup2", target, "cgroup2", _QUIET | linux.MS_RDONLY)
         return
     linux.mount("tmpfs", target, "tmpfs", _QUIET, "mode=0755,size=64k")
