@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_sandbox.oci.cgroup_usage import Usage, read_usage
-from pytest_sandbox.oci.cgroups import GroupPaths, Hierarchy, Layout, find_cgroups, members, remove
+from pytest_sandbox.oci.cgroups import (
+    Cgroups,
+    GroupPaths,
+    Hierarchy,
+    Layout,
+    find_cgroups,
+    make,
+    members,
+    remove,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +143,32 @@ def test_members_are_those_of_the_groups_below_too(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "cgroup.procs").write_text("13\n")
     paths = GroupPaths("a", "/a", {"pids": tmp_path / "a"}, None, (tmp_path / "a",))
     assert members(paths) == {12, 13}
+
+
+def _delegated(top: Path, given: str, procs: str = "") -> Cgroups:
+    """A tree of v2 with a group `user` in it, as systemd delegates one."""
+    (top / "cgroup.controllers").write_text("cpu io memory pids\n")
+    group = top / "user"
+    group.mkdir()
+    for name, text in (
+        ("controllers", given), ("subtree_control", ""), ("procs", procs), ("type", "domain\n"),
+    ):  # fmt: skip
+        (group / f"cgroup.{name}").write_text(text)
+    tree = Hierarchy(top, 2)
+    names = (top / "cgroup.controllers").read_text().split()
+    return Cgroups(Layout.V2, dict.fromkeys(names, tree), tree, "user")
+
+
+def test_a_delegated_group_has_fewer_controllers_than_the_top(tmp_path: Path) -> None:
+    """systemd gives users no `io`."""
+    found = _delegated(tmp_path, "cpu memory pids\n")
+    assert found.given() == {"cpu", "memory", "pids"}
+    assert found.below("").given() == {"cpu", "io", "memory", "pids"}
+
+
+def test_a_group_with_processes_is_not_made_a_threaded_one(tmp_path: Path) -> None:
+    """The kernel would do that for `pids`, and then take no process below it."""
+    found = _delegated(tmp_path, "cpu memory pids\n", procs="17\n")
+    with pytest.raises(OSError, match="busy"):
+        make(found, "x1", ["pids"])
+    assert (tmp_path / "user" / "cgroup.subtree_control").read_text() == ""
