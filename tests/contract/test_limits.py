@@ -193,6 +193,16 @@ def test_cpus_more_than_the_machine_has(start: Callable[..., System]):
     assert start(cpus=512.0).run(["true"]).ok
 
 
+def test_a_share_of_the_cpus(start: Callable[..., System], runtime: Runtime):
+    if "cpus" in runtime.info().weak_limits:
+        pytest.skip("the weaker limit is of whole CPUs")
+    system = start(cpus=0.5)
+    began = time.monotonic()
+    system.run(["timeout", "1", "sh", "-c", "while :; do :; done"])
+    took = time.monotonic() - began
+    assert system.stats().cpu_seconds < 0.5 * took + 0.3
+
+
 def test_wall_clock(start: Callable[..., System]):
     system = start(timeout=2.0)
     with pytest.raises(SandboxTimeout) as caught:

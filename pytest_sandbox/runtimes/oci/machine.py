@@ -56,6 +56,16 @@ class Machine:
         """CPUs that this process may use."""
         return len(os.sched_getaffinity(0))
 
+    def quota(self, cpus: float) -> float | None:
+        """What a limit of so many CPUs comes to; None where that is all that the machine has.
+
+        A quota of them all bounds nothing; but who has used it up waits for the next period (0.1 s),
+        be it to die.
+        """
+        if cpus >= (os.cpu_count() or 1) <= self.cpus:
+            return None
+        return min(cpus, self.cpus)
+
     def folder(self, name: str) -> str:
         """Where the files of the sandbox `name` are."""
         return str(self.store.root / "sandboxes" / name)

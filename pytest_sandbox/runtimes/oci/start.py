@@ -103,7 +103,7 @@ class Starts:
             no_new_privileges=spec.no_new_privileges,
             limits=LimitOrder(
                 memory=limits.memory,
-                cpus=min(limits.cpus, machine.cpus),
+                cpus=machine.quota(limits.cpus),
                 pids=limits.pids + (1 if machine.launcher == "direct" else _OVERHEAD),
                 nofile=limits.nofile,
                 weak=machine.weak,
