@@ -59,8 +59,8 @@ class Machine:
     def quota(self, cpus: float) -> float | None:
         """What a limit of so many CPUs comes to; None where that is all that the machine has.
 
-        A quota of them all bounds nothing; but who has used it up waits for the next period (0.1 s),
-        be it to die.
+        A quota of them all bounds nothing; but who has used it up waits for the next period, of
+        0.1 s, be it to die.
         """
         if cpus >= (os.cpu_count() or 1) <= self.cpus:
             return None
