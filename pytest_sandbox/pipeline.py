@@ -311,9 +311,9 @@ class Proof:
                 ahead=EXPECTED if digest and self.expected else None,
                 digest=digest,
             )
+        try:
             if digest and self.begun is not None:
                 self.begun()
-        try:
             yield system
         except Exception as error:
             if not isinstance(error, Unproved):

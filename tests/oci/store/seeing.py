@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from pathlib import Path
 
 
@@ -41,11 +40,3 @@ def left_over(store):
     """Everything that work in progress, good or bad, may have left in a store."""
     found = {name: listing(store.root / name) for name in ("tmp", "leases", "trash")}
     return {name: names for name, names in found.items() if names}
-
-
-def cleared(store):
-    """Whether nothing of work is left, or not soon: the files of an ended sandbox go behind it."""
-    deadline = time.monotonic() + 10
-    while left_over(store) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return left_over(store) == {}
