@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -48,6 +49,7 @@ def run(call: Call) -> dict[str, Any]:
     found = call.mapped(lambda: _look(root, args))
     if found["status"]:
         return {"status": found["status"]}
+    _use_its_cpus(args["pid"], 0)
     token = secrets.token_hex(6)
     place = Path(call.room, args["id"])
     process = place / f"exec-{token}.json"
@@ -65,6 +67,7 @@ def run(call: Call) -> dict[str, Any]:
         stdio = () if args["tty"] else tuple(call.fds[:3])
         cli.run([*words, args["id"]], log=str(log), stdio=stdio, what="start the command")
         pid = int(pid_file.read_text(encoding="ascii"))
+        _use_its_cpus(args["pid"], pid)  # an engine may give a command all of them back
         call.watch(pid, name=f"{args['id']}/{token}")
         if console is not None:
             console.settimeout(10)
@@ -85,6 +88,14 @@ def run(call: Call) -> dict[str, Any]:
         for path in (process, pid_file, log, place / f"c{token}"):
             path.unlink(missing_ok=True)
     return {"status": 0, "pid": pid}
+
+
+def _use_its_cpus(sandbox: int, process: int) -> None:
+    """Hold a process (0: this one, and what it starts) to the CPUs that the sandbox's first one is
+    held to: the weaker limit of CPUs, which a command of an engine does not inherit.
+    """
+    with contextlib.suppress(OSError):  # one of the two is gone: others say so
+        os.sched_setaffinity(process, os.sched_getaffinity(sandbox))
 
 
 def _lives(pid: int) -> bool:
