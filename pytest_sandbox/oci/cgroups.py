@@ -250,11 +250,40 @@ def _of(paths: GroupPaths, controller: str) -> Path:
 def attach(paths: GroupPaths, pid: int) -> None:
     """Move a process into every folder of the group that is there. Raises OSError.
 
-    0 is the calling process. After some idling the kernel takes about 10 ms for it.
+    0 is the calling process. After some idling the kernel takes about 10 ms for it; see `enter`.
     """
     for folder in paths.every:
         with contextlib.suppress(FileNotFoundError):
             (folder / "cgroup.procs").write_text(str(pid))
+
+
+def entrances(paths: GroupPaths) -> list[int]:
+    """Descriptors with which a process can `enter` the folders of v1; the v2 tree is entered by
+    being cloned into it (CLONE_INTO_CGROUP). Raises OSError.
+    """
+    found: list[int] = []
+    try:
+        for folder in paths.every:
+            if folder != paths.unified:
+                found.append(os.open(folder / "tasks", os.O_WRONLY | os.O_CLOEXEC))
+    except BaseException:
+        for descriptor in found:
+            os.close(descriptor)
+        raise
+    return found
+
+
+def enter(entrances: Iterable[int]) -> None:
+    """Move the calling thread, the only one of its process, into the groups of `entrances`, and
+    close them. Raises OSError.
+
+    A process that is moved by another one may be forking or ending, so the kernel stops all forks
+    for a moment (see `attach`). A thread that moves itself does neither: since Linux 5.6 that is
+    quick (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
+    """
+    for descriptor in entrances:
+        os.write(descriptor, b"0")
+        os.close(descriptor)
 
 
 def members(paths: GroupPaths) -> set[int]:

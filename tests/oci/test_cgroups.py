@@ -122,6 +122,36 @@ def test_removing_a_busy_group_gives_up_in_time(group: tuple[Cgroups, groups.Gro
     assert groups.remove(paths) == []
 
 
+def test_a_process_puts_itself_into_the_groups_of_v1(
+    group: tuple[Cgroups, groups.GroupPaths],
+) -> None:
+    found, paths = group
+    if found.layout is Layout.V2:
+        pytest.skip("no group of v1: a process is cloned into its group")
+    paths = groups.make(found, paths.name, ["memory", "pids"])
+    entrances = groups.entrances(paths)
+    assert len(entrances) == len(set(paths.every) - {paths.unified})
+    script = (
+        "import sys; from pytest_sandbox.oci.cgroups import enter\n"
+        "enter(map(int, sys.argv[1:])); print('in', flush=True); sys.stdin.read()"
+    )
+    inside = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, entrances)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=entrances,
+    )
+    for descriptor in entrances:
+        os.close(descriptor)
+    assert inside.stdout is not None
+    assert inside.stdout.readline() == b"in\n"
+    for controller in ("memory", "pids"):
+        listed = (paths.controllers[controller] / "cgroup.procs").read_text().split()
+        assert str(inside.pid) in listed
+    inside.communicate()
+    assert inside.returncode == 0
+
+
 def test_an_unknown_controller_is_an_error(group: tuple[Cgroups, groups.GroupPaths]) -> None:
     _, paths = group
     bare = groups.GroupPaths(paths.name, paths.engine_path, {}, None, ())

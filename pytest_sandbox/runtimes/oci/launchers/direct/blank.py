@@ -9,7 +9,6 @@ import ctypes
 import os
 import select
 import signal
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from pytest_sandbox.errors import RuntimeUnavailable
@@ -31,11 +30,8 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtimes.oci.launchers.direct.nursery import Live
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
-_WARM: Final = 0.015
 _NICE: Final = -15
 _nurseries: list[Nursery] = []
-_attached: list[float] = []
-"""When this process did that last."""
 _SPACES: Final = (
     linux.CLONE_NEWUSER
     | linux.CLONE_NEWNS
@@ -93,9 +89,11 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
         # The supervisor's own view of the tree, which can be written to.
         group = os.open(paths.unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mine, theirs = messages.pair()
+    ways: list[int] = []
     try:
-        ends = [theirs.fileno(), *([group] if group >= 0 else [])]
-        pid = _nursery(profile, room, supervisor).clone(ends)
+        if paths is not None:
+            ways = groups.entrances(paths)
+        pid = _nursery(profile, room, supervisor).clone([theirs.fileno(), *ways], group)
     except BaseException:
         _close_nursery()
         if paths is not None:
@@ -104,8 +102,8 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
         raise
     finally:
         theirs.close()
-        if group >= 0:
-            os.close(group)
+        for descriptor in (*ways, *([group] if group >= 0 else [])):
+            os.close(descriptor)
     blank = Blank(profile, pid, mine, paths)
     try:
         for name, ranges in (("uid_map", profile.uids), ("gid_map", profile.gids)):
@@ -114,8 +112,6 @@ def make_blank(profile: Profile, cgroups: Cgroups | None, room: str, supervisor:
             os.write(descriptor, text.encode())
             os.close(descriptor)
         if paths is not None:
-            groups.attach(paths, pid)
-            _attached[:] = [time.monotonic()]
             _give_commands(paths, profile)
         _prefer(pid)
         mine.send(b"go")
@@ -145,9 +141,9 @@ def _nursery(profile: Profile, room: str, supervisor: int) -> Nursery:
         def ready() -> Live:
             known = _Known(profile, _ready(profile), room, supervisor)
 
-            def live(descriptors: list[int]) -> NoReturn:
-                channel, *group = descriptors
-                _live(messages.end_of(channel), known, *group or [-1])
+            def live(descriptors: list[int], group: int) -> NoReturn:
+                channel, *ways = descriptors
+                _live(messages.end_of(channel), known, ways, group)
 
             return live
 
@@ -168,13 +164,6 @@ def _limit(paths: GroupPaths, profile: Profile) -> None:
         groups.remove(paths)
         msg = f"a limit cannot be set: {wrong}"
         raise RuntimeUnavailable(msg, next_step="run pytest-sandbox doctor") from wrong
-
-
-def is_warm() -> bool:
-    """Whether a process was put into a cgroup a moment ago. The next one is quick then; after some
-    idling the kernel waits about 10 ms, and whatever else has to do with cgroups waits along.
-    """
-    return bool(_attached) and time.monotonic() - _attached[0] < _WARM
 
 
 def _give_commands(paths: GroupPaths, profile: Profile) -> None:
@@ -201,11 +190,12 @@ def _ready(profile: Profile) -> Commands:
     return commands
 
 
-def _live(channel: socket.socket, known: _Known, group: int) -> NoReturn:
+def _live(channel: socket.socket, known: _Known, ways: list[int], group: int) -> NoReturn:
     """In the blank. It never returns."""
     profile, commands, room, supervisor = known
     try:
-        linux.close_all_but([channel.fileno(), supervisor, group])
+        linux.close_all_but([channel.fileno(), supervisor, group, *ways])
+        groups.enter(ways)
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         if channel.recv(16) != b"go":
             os._exit(1)

@@ -1,6 +1,4 @@
-"""A process that makes blanks ahead for one worker, so that no start waits for it, or for the
-kernel, which takes its time for a process that is put into a cgroup.
-"""
+"""A process that makes blanks ahead for one worker, so that no start waits for it."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe, rebuild
-from pytest_sandbox.runtimes.oci.launchers.direct.blank import Blank, is_warm, make_blank
+from pytest_sandbox.runtimes.oci.launchers.direct.blank import Blank, make_blank
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.cgroups import Cgroups
@@ -24,11 +22,7 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 30.0
 _SOON: Final = 0.001
-"""Seconds: a blank that is quickly made waits until the first command has begun."""
-_LATER: Final = 0.015
-"""Seconds: one that the kernel takes its time for waits until the first command is likely to be
-over: it would keep that one from its own cgroup.
-"""
+"""Seconds: the next blank waits until the first command has begun."""
 _BUSY: Final = 0.1
 _STOCK: Final = 3
 """So many are kept where starts follow each other within `_BUSY` seconds, else one."""
@@ -110,7 +104,7 @@ def _serve(channel: socket.socket, how: _How) -> NoReturn:
         linux.close_all_but([channel.fileno(), how.supervisor])
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         while True:
-            wait = None if not wanted else _SOON if is_warm() else _LATER
+            wait = _SOON if wanted else None
             if select.select([channel], [], [], wait)[0]:
                 received = messages.receive(channel)
                 if received is None:

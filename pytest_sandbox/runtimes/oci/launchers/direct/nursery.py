@@ -18,15 +18,15 @@ from pytest_sandbox.oci.supervisor import messages
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Live = Callable[[list[int]], NoReturn]
+    Live = Callable[[list[int], int], NoReturn]
 
-_MOST: Final = 4
+_MOST: Final = 16
 
 
 class Nursery:
     """One, for clones of one kind: `ready` is called in it once, and gives what a clone does with
-    the descriptors that it gets; `flags` are those of clone3(2). It and its clones are children of
-    this process's parent.
+    the descriptors and the group that it gets; `flags` are those of clone3(2). It and its clones
+    are children of this process's parent.
     """
 
     def __init__(
@@ -41,9 +41,12 @@ class Nursery:
         finally:
             theirs.close()
 
-    def clone(self, descriptors: list[int]) -> int:
-        """The pid of a new clone. Raises OSError."""
-        socket.send_fds(self._end, [b"clone"], descriptors)
+    def clone(self, descriptors: list[int], group: int) -> int:
+        """The pid of a new clone, in the cgroup of a v2 tree whose folder is the descriptor `group`
+        (-1: in this process's). Raises OSError.
+        """
+        given = descriptors if group < 0 else [*descriptors, group]
+        socket.send_fds(self._end, [b"here" if group < 0 else b"into"], given)
         told = int(self._end.recv(32) or b"-104")  # ECONNRESET: it is gone
         if told < 0:
             raise OSError(-told, os.strerror(-told))
@@ -73,12 +76,14 @@ def _serve(
             data, descriptors, _, _ = socket.recv_fds(end, 16, _MOST, socket.MSG_CMSG_CLOEXEC)
             if not data:
                 break
+            group = descriptors[-1] if data == b"into" else -1
+            into = 0 if group < 0 else linux.CLONE_INTO_CGROUP
             try:
-                pid = linux.clone3(flags)
+                pid = linux.clone3(flags | into, cgroup=group)
             except OSError as wrong:
                 pid = -(wrong.errno or 1)
             if pid == 0:
-                live(descriptors)
+                live(descriptors if group < 0 else descriptors[:-1], group)
             for descriptor in descriptors:
                 os.close(descriptor)
             end.send(b"%d" % pid)
