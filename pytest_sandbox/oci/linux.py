@@ -63,7 +63,8 @@ RESOLVE_IN_ROOT: Final = 0x10
 
 _PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
 _CAPSET: Final = {"x86_64": 126, "aarch64": 91}
-_CAPABILITY_VERSION: Final = 0x20080522
+CAPABILITY_VERSION: Final = 0x20080522
+_SIGNALFD4: Final = {"x86_64": 289, "aarch64": 74}
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
@@ -261,6 +262,20 @@ def clone3(flags: int, *, exit_signal: int = 0, cgroup: int = -1) -> int:
     )
 
 
+def signalfd(signals: int) -> int:
+    """signalfd(2) for a set of signals as bits: who reads it gets his own, once they are blocked.
+    A descriptor, close-on-exec.
+    """
+    mask = ctypes.create_string_buffer(struct.pack("=Q", signals), 8)
+    return _syscall(
+        _SIGNALFD4[os.uname().machine],
+        ctypes.c_int(-1),
+        ctypes.byref(mask),
+        ctypes.c_size_t(8),
+        ctypes.c_int(os.O_CLOEXEC),
+    )
+
+
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     """close_range(2): close the descriptors from `first` to `last`, both included."""
     _syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
@@ -279,7 +294,7 @@ def close_all_but(kept: list[int]) -> None:
 def capset(effective: int, permitted: int, inheritable: int = 0) -> None:
     """capset(2) for this thread; each is a set as bits (capabilities(7))."""
     low, high = 0xFFFFFFFF, 32
-    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0), 8)
+    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION, 0), 8)
     sets = (effective, permitted, inheritable)
     words = [each & low for each in sets] + [each >> high for each in sets]
     data = ctypes.create_string_buffer(struct.pack("=6I", *words), 24)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from typing import TYPE_CHECKING, Any
+import errno
+from typing import TYPE_CHECKING
 
-from pytest_sandbox.oci.supervisor import messages
-from pytest_sandbox.oci.supervisor.jobs import rebuild
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.runtimes.oci.agent import SETTLE, End
 from pytest_sandbox.runtimes.oci.command_streams import GONE, CommandStreams, StreamedCommand
+from pytest_sandbox.runtimes.oci.programs import not_executed
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from pytest_sandbox.runtimes.job import Job
+    from pytest_sandbox.runtimes.oci.agent import Agent, Running
     from pytest_sandbox.runtimes.streams import TailBuffer
-
-_SETTLE = 5.0
-"""Process 1 answers within so many seconds, or the sandbox has to end: something in it may have
-stopped it.
-"""
 
 
 class AgentCommand(StreamedCommand):
@@ -28,87 +24,94 @@ class AgentCommand(StreamedCommand):
 
     def __init__(
         self,
-        control: socket.socket,
+        agent: Agent,
         job: Job,
-        message: dict[str, Any],
+        user: str,
         *,
         said: TailBuffer,
         spent: Callable[[float], None],
     ) -> None:
+        """`user` is empty for the sandbox's own."""
         super().__init__(job, said, spent)
-        self._control = control
-        self._message = message
-        self._channel: socket.socket | None = None
-        self._killed: bool | None = None
+        self._agent = agent
+        self._user = user
+        self._command: Running | None = None
+        self._failed = 0
+        """126 or 127 where its program could not run."""
 
     def begin(self) -> bool:
-        self._streams = streams = CommandStreams(self._job)
-        mine, theirs = messages.pair()
-        self._channel = mine
+        job = self._job
+        self._streams = streams = CommandStreams(job)
         try:
-            messages.send(self._control, self._message, [theirs.fileno(), *streams.theirs])
-        except OSError:
+            self._command = self._agent.begin(
+                job.argv, job.env, job.cwd, self._user, streams.theirs
+            )
+        except BlockingIOError:
+            self.full = True
+            self._status = 126
+            return True
+        except ConnectionError:
             self.lost = True
             self._status = GONE
             return True
         finally:
-            theirs.close()
             streams.begun()
         return False
 
     def watch(self, deadline: float | None, too_much: Callable[[], bool]) -> bool:
-        assert self._channel is not None
-        return self._watch(self._channel.fileno(), self._hear, deadline, too_much)
+        assert self._command is not None
+        return self._watch(self._command.channel.fileno(), self._hear, deadline, too_much)
 
     def _hear(self) -> None:
-        assert self._channel is not None
-        received = None
-        with contextlib.suppress(ConnectionError):
-            received = messages.receive(self._channel)
-        if received is None:
+        assert self._command is not None
+        try:
+            told = self._agent.hear(self._command)
+        except ConnectionError:
             self.lost = True  # the sandbox is gone, and the command with it
             self._status = GONE if self._status is None else self._status
-            return
-        message = received[0]
-        if "exit" in message:
-            self._ended(message)
-        elif "failed" in message:
-            self._status = 127
-            raise rebuild(message["failed"], "command:command")
-        elif "full" in message:
-            self.full = True
+        except OSError as wrong:
             self._status = 126
-        elif "errno" in message:
-            raise OSError(message["errno"], os.strerror(message["errno"]))
-        elif "killed" in message:
-            self._killed = bool(message["killed"])
+            if wrong.errno not in {errno.EAGAIN, errno.ENOMEM}:
+                raise
+            self.full = True
+        except BaseException:
+            self._status = 127
+            raise
+        else:
+            if isinstance(told, End):
+                self._ended({"exit": self._failed or told.code, "cpu": told.cpu})
+            elif told:
+                self._failed = told
+                self._job.captures[-1].feed(not_executed(self._job.argv[0], told))
 
     def running(self) -> bool:
-        return self._channel is not None and self._status is None
+        return self._command is not None and self._status is None
 
     def pid(self) -> int:
         return 0
 
     def kill(self) -> bool:
         """End all that the command started; False where something of it is left."""
-        assert self._channel is not None
-        self._killed = None
+        assert self._command is not None
         try:
-            messages.send(self._channel, {"kill": True})
-            self._channel.settimeout(_SETTLE)
-            while not self._answered():
-                self._hear()
+            if self._command.group is None and not self._command.pid:
+                # Which process it is has to be known; it is said at once.
+                self._command.channel.settimeout(SETTLE)
+                with contextlib.suppress(SandboxError):
+                    self._hear()
+            return self._agent.kill(self._command)
+        except TimeoutError:
+            return False
         except OSError:
-            return self.lost
-        return self._killed is not False
-
-    def _answered(self) -> bool:
-        """Whether it is known what became of it."""
-        return self.lost or self._killed is not None
+            self.lost = True  # the sandbox is gone, and the command with it
+            return True
 
     def close(self) -> None:
         """Close everything; a command that runs on is killed."""
-        self._let_go(runs=self.running())
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        runs = self.running()
+        if self._command is not None:
+            if runs:
+                self.kill()
+            self._agent.let_go(self._command)
+            self._command = None
+        self._let_go(runs=runs)

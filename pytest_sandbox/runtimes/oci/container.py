@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from pytest_sandbox.runtimes import shell
 from pytest_sandbox.runtimes.base import Changes, PathStat, Stats
 from pytest_sandbox.runtimes.oci import leavings, watcher, weak
+from pytest_sandbox.runtimes.oci.agent import Agent
 from pytest_sandbox.runtimes.oci.agent_command import AgentCommand
 from pytest_sandbox.runtimes.oci.exec_command import OciExec
 from pytest_sandbox.runtimes.oci.group_counters import GroupCounters
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.oci.supervisor import Channel
     from pytest_sandbox.runtimes.job import Job
+    from pytest_sandbox.runtimes.oci.launchers.direct.command import Commands
     from pytest_sandbox.runtimes.oci.order import Order
     from pytest_sandbox.runtimes.oci.runtime import OciRuntime
     from pytest_sandbox.runtimes.shell import Facts
     from pytest_sandbox.runtimes.streams import TailBuffer
 
 _FILES: Final = "pytest_sandbox.runtimes.oci.file_jobs"
+_USER: Final = "pytest_sandbox.runtimes.oci.user_job:look"
 _END: Final = 30.0
 """A killed sandbox is gone within this many seconds, or its supervisor is not well."""
 
@@ -50,8 +53,9 @@ class OciContainer:
         said: TailBuffer,
         counters: int,
         control: socket.socket | None = None,
+        commands: Commands | None = None,
     ) -> None:
-        """`control` is the way to process 1 where that runs commands."""
+        """`control` is the way to process 1 where that starts `commands`."""
         self.id = order.id
         self.order = order
         self.pid: int = started["pid"]
@@ -63,7 +67,7 @@ class OciContainer:
         self.upper = "upper"
         self.group: str = started["group"]
         self._user: dict[str, Any] = started["user"]
-        self._control = control
+        self._agent: Agent | None = None
         self._image_layers = len(self.layers)
         self._runtime = runtime
         self._channel = channel
@@ -74,6 +78,9 @@ class OciContainer:
         self._cgroup: GroupCounters | None = None
         if control is not None and not order.rootless:
             self._cgroup = GroupCounters(runtime.machine.access.cgroups, self.group)
+        if control is not None and commands is not None:
+            unified = runtime.machine.access.cgroups.paths(self.group).unified
+            self._agent = Agent(control, commands, unified, self._user_of)
         self._usage: dict[str, Any] = {}
         self._cleared = False
         self._lost = False
@@ -86,7 +93,7 @@ class OciContainer:
     @property
     def _top(self) -> int:
         """The process that all of the sandbox's are below (see members)."""
-        return self.pid if self._control is not None else self._runtime.supervisor.pid
+        return self.pid if self._agent is not None else self._runtime.supervisor.pid
 
     # --- its end ----------------------------------------------------------------------------
 
@@ -154,8 +161,8 @@ class OciContainer:
         self._channel.end()
         self._hear(_END, cleared=True)
         self._channel.close()
-        if self._control is not None:
-            self._control.close()
+        if self._agent is not None:
+            self._agent.close()
         if self._cgroup is not None:
             self._cgroup.close()
         if self._counters >= 0:
@@ -168,8 +175,9 @@ class OciContainer:
     # --- commands ---------------------------------------------------------------------------
 
     def exec(self, job: Job, facts: Facts) -> OciExec | AgentCommand:
-        if self._control is not None:
-            return self._ask(job, self._control)
+        if self._agent is not None:
+            user = "" if job.user == self.order.user else job.user
+            return AgentCommand(self._agent, job, user, said=self._said, spent=self._spend)
         base = dict(facts.base) or dict(entry.partition("=")[::2] for entry in self.env)
         env = {**base, **job.env}
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -191,14 +199,11 @@ class OciContainer:
         supervisor = self._runtime.supervisor
         return OciExec(supervisor, job, args, said=self._said, spent=self._spend)
 
-    def _ask(self, job: Job, control: socket.socket) -> AgentCommand:
-        message = {
-            "argv": list(job.argv),
-            "set": dict(job.env),
-            "cwd": job.cwd,
-            "user": "" if job.user == self.order.user else job.user,
-        }
-        return AgentCommand(control, job, message, said=self._said, spent=self._spend)
+    def _user_of(self, name: str) -> dict[str, Any]:
+        """Who that is in the sandbox now. Raises UnknownUser, InvalidImage."""
+        args = {"pid": self.pid, "user": name}
+        found: dict[str, Any] = self._runtime.supervisor.call(_USER, args, where="host")
+        return found
 
     def _spend(self, seconds: float) -> None:
         with self._lock:
@@ -211,7 +216,7 @@ class OciContainer:
                 data = os.pread(self._counters, watcher.COUNTERS.size, 0)
                 peak = watcher.COUNTERS.unpack(data)[2]
             found = self._runtime.watched_stats(self.pid, peak)
-            if self._control is not None:
+            if self._agent is not None:
                 return found
             # What the engine started in it is no child of its init.
             return replace(found, cpu_seconds=found.cpu_seconds + self._exec_seconds)

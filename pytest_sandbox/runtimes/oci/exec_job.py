@@ -10,10 +10,9 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_sandbox.errors import MissingDirectory, UnknownUser
+from pytest_sandbox.errors import MissingDirectory
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.spec.capabilities import capabilities
-from pytest_sandbox.oci.spec.users import resolve_user
 from pytest_sandbox.runtimes.oci.engine_cli import (
     EngineCli,
     EngineRefused,
@@ -22,6 +21,7 @@ from pytest_sandbox.runtimes.oci.engine_cli import (
     start_error,
 )
 from pytest_sandbox.runtimes.oci.programs import find_program
+from pytest_sandbox.runtimes.oci.user_job import user_in
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.supervisor import Call
@@ -107,11 +107,7 @@ def _lives(pid: int) -> bool:
 
 
 def _look(root: int, args: dict[str, Any]) -> dict[str, Any]:
-    try:
-        user = resolve_user(root, args["user"])
-    except UnknownUser as wrong:
-        msg = f"user {args['user']!r} is unknown in the sandbox: {wrong.what}"
-        raise UnknownUser(msg, next_step=wrong.next_step) from None
+    user = user_in(root, args["user"])
     cwd = args["cwd"] or "/"
     try:
         flags = os.O_PATH | os.O_DIRECTORY
@@ -121,8 +117,8 @@ def _look(root: int, args: dict[str, Any]) -> dict[str, Any]:
         raise MissingDirectory(msg) from wrong
     path = next((e[5:] for e in reversed(args["env"]) if e.startswith("PATH=")), "")
     return {
-        "user": user.to_json(),
-        "status": find_program(root, args["argv"][0], path, user.uid, cwd),
+        "user": user,
+        "status": find_program(root, args["argv"][0], path, user["uid"], cwd),
     }
 
 

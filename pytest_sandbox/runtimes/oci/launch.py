@@ -33,7 +33,7 @@ from pytest_sandbox.runtimes.oci.launch_root import mount_root
 from pytest_sandbox.runtimes.oci.launchers.base import Bundle
 from pytest_sandbox.runtimes.oci.launchers.direct.launcher import DirectLauncher
 from pytest_sandbox.runtimes.oci.launchers.engine import EngineLauncher
-from pytest_sandbox.runtimes.oci.order import Order
+from pytest_sandbox.runtimes.oci.order import INTERPRETED, Order
 from pytest_sandbox.runtimes.oci.programs import find_program
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ class _Launch:
             tree=self._tree,
             texts=texts,
             known=known,
+            brief="config" not in call.args,
             user=user,
         )
         try:
@@ -406,10 +407,11 @@ class _Launch:
 
 
 def _launcher(order: Order, room: str) -> Launcher:
-    if order.launcher != "direct":
+    if order.launcher not in {"direct", INTERPRETED}:
         return EngineLauncher(order.engine, order.id, room, rootless=order.rootless)
     found = None if order.rootless else found_cgroups().below(order.cgroups_base)
-    return DirectLauncher(found, Path(order.filters))
+    interpreted = order.launcher == INTERPRETED
+    return DirectLauncher(found, Path(order.filters), interpreted=interpreted)
 
 
 @cache

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+INTERPRETED: Final = "interpreted"
 Ranges = tuple[tuple[int, int, int], ...]
 
 
@@ -86,7 +87,9 @@ class Order(NamedTuple):
     remove: bool = False
     """The record goes at the end, too."""
     launcher: str = "engine"
-    """`direct` for our own launcher; else `engine` is asked."""
+    """`direct` for our own launcher (INTERPRETED: the same with a Python as process 1); else
+    `engine` is asked.
+    """
     kind: str = ""
     """Orders of one kind (not empty) differ in `id`, `folder` and `notes` alone."""
     filters: str = ""

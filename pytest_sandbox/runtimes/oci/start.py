@@ -15,6 +15,7 @@ from pytest_sandbox.runtimes.live_system import LiveSystem
 from pytest_sandbox.runtimes.oci import leavings, watcher
 from pytest_sandbox.runtimes.oci.channel import PipeChannel
 from pytest_sandbox.runtimes.oci.container import OciContainer
+from pytest_sandbox.runtimes.oci.launchers.direct.command import Commands, Way
 from pytest_sandbox.runtimes.oci.order import LimitOrder, MountOrder, Order
 from pytest_sandbox.runtimes.run_folder import RunFolder
 from pytest_sandbox.runtimes.shell import FOLDER, Facts
@@ -45,7 +46,8 @@ class Starts:
     def __init__(self, runtime: OciRuntime) -> None:
         self._runtime = runtime
         self._folder = RunFolder()
-        self._told: set[str] = set()
+        self._kinds: dict[str, Commands] = {}
+        """What is known of the sandboxes of orders of a kind."""
         """Kinds of orders that a worker has had."""
         self._orders: list[tuple[SandboxSpec, tuple[str, ...], str, Order]] = []
 
@@ -157,6 +159,7 @@ class Starts:
             said=said,
             counters=counters.pop() if counters else -1,
             control=messages.end_of(received[1][0]),
+            commands=self._commands(order, received[0]["said"]),
         )
         return LiveSystem(
             container,
@@ -170,16 +173,22 @@ class Starts:
             closed=self._runtime.forget,
         )
 
+    def _commands(self, order: Order, said: Mapping[str, Any]) -> Commands:
+        """How they are started, which is not said again for orders of a kind."""
+        if "way" not in said:
+            return self._kinds[order.kind]
+        commands = Commands(Way(**said["way"]))
+        if order.kind:
+            self._kinds[order.kind] = commands
+        return commands
+
     def _open(self, order: Order, fds: list[int]) -> tuple[Channel, dict[str, Any]]:
-        if order.kind in self._told:
+        if order.kind in self._kinds:
             channel, started = self._ask(order.short(), fds)
             if "unknown" not in started:
                 return channel, started
             channel.close()
-        found = self._ask(order.document(), fds)
-        if order.kind:
-            self._told.add(order.kind)
-        return found
+        return self._ask(order.document(), fds)
 
     def _ask(self, document: dict[str, Any], fds: list[int]) -> tuple[Channel, dict[str, Any]]:
         channel = self._runtime.supervisor.open(_START, document, fds)

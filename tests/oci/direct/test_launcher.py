@@ -127,7 +127,7 @@ def test_a_killed_maker_of_blanks_costs_nothing_but_time(runtime, start):
     keeper = runtime.supervisor.pid
     children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
     helpers = {int(pid) for pid in children} - {first.engine.pid}
-    assert helpers, "workers, a maker, its nursery, blanks"
+    assert helpers, "workers, a maker, blanks"
     for pid in helpers:
         with contextlib.suppress(ProcessLookupError):  # one had waited long enough
             os.kill(pid, signal.SIGKILL)

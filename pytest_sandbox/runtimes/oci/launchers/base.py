@@ -31,6 +31,8 @@ class Bundle(NamedTuple):
     tree: int = -1
     texts: Mapping[str, str] = MappingProxyType({})
     known: dict[str, Any] | None = None
+    brief: bool = False
+    """The caller has had an answer to a start with the same spec: what he knows is not said."""
     user: dict[str, Any] | None = None
     """The resolved user of commands (spec.users.User as JSON)."""
 

@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from pytest_sandbox.errors import RuntimeUnavailable
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
-from pytest_sandbox.oci.supervisor.jobs import at_end, rebuild
+from pytest_sandbox.oci.supervisor.jobs import at_end
+from pytest_sandbox.runtimes.oci.launchers.direct import hands
+from pytest_sandbox.runtimes.oci.launchers.direct.command import Command, Kind, Wish
 from pytest_sandbox.runtimes.oci.launchers.direct.maker import Maker
 from pytest_sandbox.runtimes.oci.launchers.direct.profile import is_system, profile_of
+from pytest_sandbox.runtimes.oci.launchers.direct.program import CHANNEL
+from pytest_sandbox.runtimes.oci.launchers.direct.settling import Settling, hand_over
+from pytest_sandbox.runtimes.oci.launchers.direct.staging import FIRST_GROUP
+from pytest_sandbox.runtimes.oci.programs import not_executed
 
 if TYPE_CHECKING:
     import socket
@@ -24,10 +30,10 @@ if TYPE_CHECKING:
     from pytest_sandbox.oci.supervisor import Call
     from pytest_sandbox.runtimes.oci.launchers.base import Bundle
     from pytest_sandbox.runtimes.oci.launchers.direct.blank import Blank
+    from pytest_sandbox.runtimes.oci.launchers.direct.command import Way
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
 _HERE: Final = -100  # AT_FDCWD
-_PATIENCE: Final = 30.0
 _ATTRIBUTES: Final = {
     "ro": linux.MOUNT_ATTR_RDONLY,
     "rro": linux.MOUNT_ATTR_RDONLY,
@@ -51,105 +57,86 @@ class DirectLauncher:
 
     brings_init = True
 
-    def __init__(self, cgroups: Cgroups | None, filters: Path) -> None:
+    def __init__(
+        self, cgroups: Cgroups | None, filters: Path, *, interpreted: bool = False
+    ) -> None:
         """`cgroups`: sandboxes get a group of their own; `filters` is where compiled filters are
-        kept.
+        kept; `interpreted`: process 1 is a Python even if there is a program for it.
         """
+        self._interpreted = interpreted
         self.group = ""
         self._cgroups = cgroups
         self._filters = filters
         self._blank: Blank | None = None
-        self._control: socket.socket | None = None
-        self._main: dict[str, Any] | None = None
         self._call: Call | None = None
         self._bundle: Bundle | None = None
 
     def create(self, call: Call, bundle: Bundle) -> int:
         self._call, self._bundle = call, bundle
         known = {} if bundle.known is None else bundle.known
-        again = "profile" in known
-        if not again:
+        if "profile" not in known:
             known["profile"] = profile_of(
                 bundle.spec,
                 bundle.user or _plain_user(bundle.spec["process"]["user"]),
                 self._cgroups,
                 self._filters,
                 guarded=call.ids is not None,
+                interpreted=self._interpreted,
             )
         profile: Profile = known["profile"]
-        order = {
-            "hostname": bundle.spec.get("hostname", ""),
-            "read_only": bundle.spec["root"]["readonly"],
-        }
-        mine, theirs = messages.pair()
         trees = [_root(bundle)]
         try:
-            own = [one for one in bundle.spec["mounts"] if not is_system(one)]
-            order["mounts"] = [_mount(one, trees, bundle.texts) for one in own]
-            self._blank = blank = self._tell(
-                profile, call.room, order, [trees[0], theirs.fileno(), *trees[1:]]
-            )
-        except BaseException:
-            mine.close()
-            raise
+            if "settling" not in known:
+                known["settling"] = _settling(call.room, profile, bundle, trees)
+            self._blank = blank = self._settle(profile, call.room, known["settling"], trees)
         finally:
-            theirs.close()
             for tree in trees:
                 os.close(tree)
         self.group = blank.group
-        process = bundle.spec["process"]
-        self._control = mine
-        _await(blank, "settled" if again else "confined")
-        if not bundle.serve:
-            self._main = {
-                "main": True,
-                "argv": process["args"],
-                "set": {},
-                "cwd": process["cwd"],
-                "user": "",
-            }
         with contextlib.suppress(OSError):  # the next start makes another one
             _makers[profile.key].prepare()
         return blank.pid
 
-    def _tell(
-        self, profile: Profile, room: str, order: Mapping[str, Any], descriptors: list[int]
-    ) -> Blank:
-        """Give the order to a blank; to another one where that was killed while it waited."""
+    def _settle(self, profile: Profile, room: str, settling: Settling, trees: list[int]) -> Blank:
+        """Have a blank take its root; another one where that was killed while it waited."""
         tries = _TRIES
         while True:
             tries -= 1
             blank = None
             try:
                 blank = _take(profile, self._cgroups, room)
-                messages.send(blank.end, order, descriptors)
+                settling.settle(blank.end, trees)
             except (BrokenPipeError, ConnectionResetError, ProcessLookupError) as wrong:
                 if blank is not None:
                     blank.throw_away()
                 if not tries:
-                    _fail(f"sandboxes end before they are told their root ({wrong})", wrong)
+                    _fail(f"sandboxes end before they have their root ({wrong})", wrong)
+            except OSError as wrong:
+                if blank is not None:
+                    blank.throw_away()
+                _fail(f"the sandbox could not be made: {wrong}", wrong)
             else:
                 return blank
 
     def start(self) -> int:
-        assert self._control is not None
         assert self._call is not None
         assert self._bundle is not None
         assert self._blank is not None
-        with self._control as control:
-            if self._main is not None:
-                kept, channel = messages.pair()
-                with kept, channel:
-                    stdio = self._bundle.stdio
-                    messages.send(control, self._main, [channel.fileno(), *stdio])
-            else:
-                self._call.send({"agent": True}, [control.fileno()])
-        self._blank.end.close()
+        profile, end = self._blank.profile, self._blank.end
+        with end:
+            if not self._bundle.serve:
+                _run_main(end, profile.way, self._bundle)
+                return 0
+            mine, theirs = messages.pair()
+            with mine, theirs:
+                hand_over(end, theirs.fileno())
+                told: dict[str, Any] = {"agent": True}
+                if not self._bundle.brief:
+                    told["way"] = profile.way._asdict()
+                self._call.send(told, [mine.fileno()])
         return 0
 
     def undo(self) -> None:
-        if self._control is not None:
-            self._control.close()
         if self._blank is not None:
             self._blank.throw_away()
 
@@ -181,26 +168,27 @@ def _supervisor() -> int:
     return _parent[0]
 
 
-def _await(blank: Blank, word: str) -> None:
-    """Wait until the sandbox says so: that it has its root (`settled`), or has given up all that it
-    must not have, too (`confined`). It does that in any case before its first command. Raises what
-    went wrong in it.
+def _run_main(end: socket.socket, way: Way, bundle: Bundle) -> None:
+    """Have process 1 run the spec's own command, and nothing else: who holds `end` may go then.
+    Where there is no such program its stderr says so, and process 1 ends with 126 or 127. Raises
+    RuntimeUnavailable, MissingDirectory.
     """
-    blank.end.settimeout(_PATIENCE)
-    try:
-        while True:
-            received = messages.receive(blank.end)
-            if received is None:
-                _fail("the sandbox ended while it was made")
-            if "failed" in received[0]:
-                error = rebuild(received[0]["failed"], "launch:settle")
-                if isinstance(error, OSError):
-                    _fail(f"the sandbox could not be made: {error}", error)
-                raise error
-            if word in received[0]:
-                return
-    except TimeoutError as wrong:
-        _fail(f"the sandbox was not made within {_PATIENCE:g} s", wrong)
+    process = bundle.spec["process"]
+    folder = FIRST_GROUP[0] if way.grouped else -1
+    wish = Wish(process["args"], {}, process["cwd"])
+    command = Command(way, wish, folder, kind=Kind.MAIN)
+    kept, channel = messages.pair()
+    with kept, channel:
+        try:
+            hands.lay_bulk(end, command.table)
+            hands.send(end, command.table.message(CHANNEL), [channel.fileno(), *bundle.stdio])
+            results = hands.answer(end, command.table)
+            _, status = command.begun(results)
+        except OSError as wrong:
+            _fail(f"the command could not be started: {wrong}", wrong)
+    if status:
+        with contextlib.suppress(OSError):
+            os.write(bundle.stdio[2], not_executed(process["args"][0], status))
 
 
 def _fail(what: str, cause: BaseException | None = None) -> NoReturn:
@@ -216,6 +204,19 @@ def _root(bundle: Bundle) -> int:
     tree = linux.open_tree(_HERE, path, _tree_flags())
     linux.umount(path, linux.MNT_DETACH)
     return tree
+
+
+def _settling(room: str, profile: Profile, bundle: Bundle, trees: list[int]) -> Settling:
+    """What a blank is told to do for a bundle. The trees of binds are put behind the root's: a
+    bundle whose start is like an earlier one has none.
+    """
+    own = [one for one in bundle.spec["mounts"] if not is_system(one)]
+    order = {
+        "hostname": bundle.spec.get("hostname", ""),
+        "read_only": bundle.spec["root"]["readonly"],
+        "mounts": [_mount(one, trees, bundle.texts) for one in own],
+    }
+    return Settling(room, profile, order)
 
 
 def _mount(mount: Mapping[str, Any], trees: list[int], texts: Mapping[str, str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.supervisor import messages
 from pytest_sandbox.oci.supervisor.jobs import describe, rebuild
-from pytest_sandbox.runtimes.oci.launchers.direct.blank import Blank, make_blank
+from pytest_sandbox.runtimes.oci.launchers.direct.blank import Blank, Mould
 
 if TYPE_CHECKING:
     from pytest_sandbox.oci.cgroups import Cgroups
@@ -29,7 +29,7 @@ _STOCK: Final = 3
 
 
 class _How(NamedTuple):
-    """What make_blank is called with."""
+    """What a Mould is made of."""
 
     profile: Profile
     cgroups: Cgroups | None
@@ -43,7 +43,7 @@ class Maker:
     def __init__(
         self, profile: Profile, cgroups: Cgroups | None, room: str, supervisor: int
     ) -> None:
-        """See make_blank. Raises OSError."""
+        """See Mould. Raises OSError."""
         self.profile = profile
         self._cgroups = cgroups
         self._asked = self._took = 0
@@ -55,7 +55,7 @@ class Maker:
                 _serve(theirs, _How(profile, cgroups, room, supervisor))
 
     def take(self) -> Blank:
-        """The next one. Raises what make_blank raises; BrokenPipeError where the maker is gone."""
+        """The next one. Raises what Mould.blank raises; BrokenPipeError where the maker is gone."""
         if not select.select([self._end], [], [], 0)[0]:
             self._tell(1, hurry=True)
         self._end.settimeout(_PATIENCE)
@@ -100,6 +100,7 @@ def _serve(channel: socket.socket, how: _How) -> NoReturn:
     """In the maker. It never returns."""
     given: deque[Blank] = deque()
     wanted = 0
+    mould: list[Mould] = []
     try:
         linux.close_all_but([channel.fileno(), how.supervisor])
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -117,7 +118,7 @@ def _serve(channel: socket.socket, how: _How) -> NoReturn:
                     continue
             if wanted:
                 wanted -= 1
-                _make(channel, how, given)
+                _make(channel, how, mould, given)
     except OSError:
         pass  # the worker is gone
     finally:
@@ -127,9 +128,11 @@ def _serve(channel: socket.socket, how: _How) -> NoReturn:
         os._exit(0)
 
 
-def _make(channel: socket.socket, how: _How, given: deque[Blank]) -> None:
+def _make(channel: socket.socket, how: _How, mould: list[Mould], given: deque[Blank]) -> None:
     try:
-        blank = make_blank(*how)
+        if not mould:
+            mould.append(Mould(*how))
+        blank = mould[0].blank()
     except Exception as error:
         messages.send(channel, {"failed": describe(error)})
         return

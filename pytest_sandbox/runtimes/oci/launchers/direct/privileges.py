@@ -1,14 +1,9 @@
-"""What process 1 of a sandbox gives up, and what each of its commands gives up on top of that."""
+"""Capabilities as the kernel numbers them, and the limits of processes."""
 
 from __future__ import annotations
 
-import fcntl
 import resource
-import socket
-import struct
 from typing import TYPE_CHECKING, Any, Final
-
-from pytest_sandbox.oci import linux
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,10 +18,8 @@ _NAMES: Final = (
 )
 """capabilities(7), in the kernel's order."""
 _BITS: Final = {f"CAP_{name}": 1 << number for number, name in enumerate(_NAMES)}
-_SYS_ADMIN: Final = _BITS["CAP_SYS_ADMIN"]
-_SIOCGIFFLAGS: Final = 0x8913
-_SIOCSIFFLAGS: Final = 0x8914
-_IFF_UP: Final = 1
+SYS_ADMIN: Final = _BITS["CAP_SYS_ADMIN"]
+EVERY: Final = (1 << len(_NAMES)) - 1
 
 
 def bits(names: Iterable[str]) -> int:
@@ -34,39 +27,12 @@ def bits(names: Iterable[str]) -> int:
     return sum(_BITS[name] for name in names)
 
 
-def loopback_up() -> None:
-    """Switch `lo` on: netdevice(7)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
-        asked = struct.pack("16sh14x", b"lo", 0)
-        flags = struct.unpack("16sh14x", fcntl.ioctl(end, _SIOCGIFFLAGS, asked))[1]
-        fcntl.ioctl(end, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
-
-
-def confine_blank(bounding: Iterable[str]) -> None:
-    """What holds for process 1 and all that it starts, and hinders it from nothing that it does
-    before that: the bounding set.
+def unwanted(bounding: Iterable[str]) -> list[int]:
+    """The capabilities that are not in a bounding set, as the kernel numbers them. It may not have
+    the last ones yet.
     """
     wanted = bits(bounding)
-    for number in range(max(_BITS.values()).bit_length()):
-        if not wanted >> number & 1:
-            try:
-                linux.prctl(linux.PR_CAPBSET_DROP, number)
-            except OSError:
-                break  # a capability that this kernel does not have yet
-
-
-def confine_agent(process: Mapping[str, Any], *, guarded: bool) -> None:
-    """What process 1 gives up when it has its root.
-
-    It keeps CAP_SYS_ADMIN of its user namespace, so that it can put the last filter on each
-    command. That also keeps commands away from its memory and descriptors: ptrace(2) wants all the
-    capabilities of what is looked at. `guarded` closes it to all but the host's root, too.
-    """
-    held = bits(process["capabilities"]["bounding"]) | _SYS_ADMIN
-    linux.capset(held, held)
-    if process["noNewPrivileges"]:
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0 if guarded else 1)
+    return [number for number in range(len(_NAMES)) if not wanted >> number & 1]
 
 
 def limits(entries: Iterable[Mapping[str, Any]]) -> list[tuple[int, tuple[int, int]]]:

@@ -9,12 +9,16 @@ from pytest_sandbox.errors import UsageError
 from pytest_sandbox.oci.cgroups import Layout
 from pytest_sandbox.oci.seccomp_filter import deny, filter_for, split
 from pytest_sandbox.oci.spec.mounts import under
+from pytest_sandbox.runtimes.oci.launchers.direct import privileges
+from pytest_sandbox.runtimes.oci.launchers.direct.command import way_of
+from pytest_sandbox.runtimes.oci.launchers.direct.program import is_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from pytest_sandbox.oci.cgroups import Cgroups
+    from pytest_sandbox.runtimes.oci.launchers.direct.command import Way
 
 _SYSTEM: Final = ("/proc", "/dev", "/sys")
 _KNOWN: Final[Mapping[str, set[str]]] = {
@@ -73,14 +77,17 @@ class Profile(NamedTuple):
     bounding: tuple[str, ...]
     """The capabilities that nothing in the sandbox can have more than."""
     filter: bytes
-    deny: bytes
-    """The filter of each command on top of `filter`; empty for none."""
+    """The filter of process 1; what its commands must not do on top of that is in `way`."""
     process: Mapping[str, Any]
-    """What commands have in common: parts of the spec's process."""
-    user: Mapping[str, Any]
-    """Who they are unless they say so (spec.users.User as JSON)."""
+    """What process 1 and its commands have in common: parts of the spec's process."""
+    way: Way
+    """How commands are started."""
     guarded: bool
     """Process 1 is closed to all but the host's root."""
+    inheritable: int
+    """Capabilities that process 1 holds on to, as bits: the self-test's becomes the program late,
+    and what is not in the bounding set is lost then. None for any other.
+    """
 
 
 def profile_of(
@@ -90,9 +97,11 @@ def profile_of(
     filters: Path,
     *,
     guarded: bool,
+    interpreted: bool = False,
 ) -> Profile:
     """The profile of a spec. `cgroups`: sandboxes get a group of their own; `filters` is the folder
-    of compiled filters. Raises UsageError for what this launcher does not do.
+    of compiled filters; `interpreted`: process 1 is a Python even if there is a program for it.
+    Raises UsageError for what this launcher does not do.
     """
     check(spec)
     linux = spec["linux"]
@@ -113,11 +122,19 @@ def profile_of(
         "bounding": tuple(sorted(spec["process"]["capabilities"]["bounding"])),
         "limits": _limits(linux.get("resources", {})) if cgroups is not None else {},
         "process": {name: spec["process"][name] for name in _PROCESS},
-        "user": user,
         "guarded": guarded,
+        "inheritable": privileges.SYS_ADMIN if interpreted and is_there() else 0,
     }
-    key = json.dumps([parts, hash(program)], sort_keys=True)
-    return Profile(key=key, **parts, filter=program, deny=deny)
+    key = json.dumps([parts, user, hash(program), interpreted], sort_keys=True)
+    way = way_of(
+        spec["process"],
+        user,
+        deny,
+        guarded=guarded,
+        grouped=bool(cgroups and cgroups.unified),
+        shared=is_there() and not interpreted,
+    )
+    return Profile(key=key, **parts, way=way, filter=program)
 
 
 def _compiled(profile: Mapping[str, Any], filters: Path) -> tuple[bytes, bytes]:

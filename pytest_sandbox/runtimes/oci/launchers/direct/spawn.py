@@ -17,16 +17,22 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
 _CLONE_VM: Final = 0x00000100
 _CLONE_VFORK: Final = 0x00004000
-_SIGCHLD: Final = 17
+SIGCHLD: Final = 17
 _STACK: Final = 64 << 10
 _ROW: Final = struct.Struct("=8Q")
 """Number of the call, its six arguments, and its result; before the call, the lowest bit of that
 says that the child goes on when it fails.
 """
+_RESULT: Final = struct.Struct("=q")
+_RESULT_AT: Final = 56
+_MARK: Final = 1 << 62
+"""No result looks like it."""
+_END: Final = _ROW.pack(0xFFFF, 0, 0, 0, 0, 0, 0, 0)
+"""The end of a table: a call that no kernel has fails with ENOSYS."""
 _CODE: Final = {
     # int spawn(struct clone_args *rdi, size_t rsi, row *rdx): clone3, and in the child the calls
     "x86_64": bytes.fromhex(
@@ -61,26 +67,6 @@ _CODE: Final = {
 }
 
 
-class Calls(NamedTuple):
-    """The numbers of the system calls that a command needs."""
-
-    setsid: int
-    dup3: int
-    close_range: int
-    prctl: int
-    prlimit64: int
-    setgroups: int
-    setresgid: int
-    setresuid: int
-    chdir: int
-    execve: int
-
-
-_NUMBERS: Final = {
-    "x86_64": Calls(112, 292, 436, 157, 302, 116, 119, 117, 80, 59),
-}
-
-
 class Row(NamedTuple):
     """One call. `rest`: go on with the next one where it fails."""
 
@@ -90,17 +76,45 @@ class Row(NamedTuple):
 
 
 class Spawned(NamedTuple):
-    """The child's pid, and the result of each call: 0 or more, or an errno below 0; None for one
-    that was not made (or did not come back: a program runs).
-    """
+    """The child's pid, and the table as it was and as the child left it."""
 
     pid: int
-    results: tuple[int | None, ...]
+    given: bytes
+    left: bytes
+
+    def result(self, index: int) -> int | None:
+        """What a call gave: 0 or more, or an errno below 0; None for one that was not made (or did
+        not come back: a program runs).
+        """
+        found: int = _RESULT.unpack_from(self.left, index * _ROW.size + _RESULT_AT)[0]
+        return None if found & ~1 == _MARK else found
+
+    def failed(self) -> tuple[int, int] | None:
+        """(index, errno) of the last call of a child that ended before a program ran; None if one
+        runs.
+        """
+        last = len(self.given) // _ROW.size - 1
+        # Mostly the last call is the one that did not come back.
+        quick = last > 0 and self.result(last) is None and self.result(last - 1) is not None
+        for index in range(last - 1 if quick else 0, last + 1):
+            result = self.result(index)
+            if result is None:
+                return None
+            if result < 0 and (index == last or not self._rest(index)):
+                return index, -result
+        return last, errno.ENOSYS
+
+    def _rest(self, index: int) -> bool:
+        return bool(self.given[index * _ROW.size + _RESULT_AT] & 1)
 
 
-def numbers() -> Calls | None:
-    """Those of this machine; None where only fork(2) can be used."""
-    return _NUMBERS.get(os.uname().machine)
+def pack(rows: Iterable[Row]) -> bytes:
+    """Rows as a part of a table."""
+    packed = []
+    for number, arguments, rest in rows:
+        padded = (*arguments, *(0,) * (6 - len(arguments)))
+        packed.append(_ROW.pack(number, *padded, _MARK | rest))
+    return b"".join(packed)
 
 
 @cache
@@ -120,52 +134,24 @@ def _thunk() -> Any:
     return function, ctypes.addressof(stack), (memory, stack)
 
 
-def prepare() -> None:
-    """Make what `spawn` needs, ahead."""
-    _thunk()
+def spawn(table: bytes, *, flags: int = 0, cgroup: int = 0, signal: int = SIGCHLD) -> Spawned:
+    """Make a child that makes the calls of a table (see `pack`); the last one should be execve(2),
+    which does not come back. Where a call fails that has to succeed, or the table ends, the child
+    exits with 127.
 
-
-def spawn(rows: Sequence[Row], *, flags: int = 0, cgroup: int = 0) -> Spawned:
-    """Make a child that makes the calls; the last one should be execve(2), which does not come
-    back. Where a call fails that has to succeed, or the rows end, the child exits with 127.
-
-    What the arguments point to must stay where it is until this returns. Raises OSError where
-    there can be no child.
+    `flags`, `cgroup` and `signal`, which its parent gets at its end, are those of clone3(2). What
+    the arguments point to must stay where it is until this returns. Raises OSError where there can
+    be no child.
     """
     function, stack, _ = _thunk()
-    table = ctypes.create_string_buffer(_ROW.size * (len(rows) + 1))
-    mark = 1 << 62  # no result looks like it
-    for index, (number, arguments, rest) in enumerate(rows):
-        padded = (*arguments, *(0,) * (6 - len(arguments)))
-        _ROW.pack_into(table, index * _ROW.size, number, *padded, mark | rest)
-    # The end of the table: a call that no kernel has fails with ENOSYS.
-    _ROW.pack_into(table, len(rows) * _ROW.size, 0xFFFF, 0, 0, 0, 0, 0, 0, 0)
+    rows = ctypes.create_string_buffer(table + _END)
     clone = struct.pack(
         "=11Q",
         flags | _CLONE_VM | _CLONE_VFORK,
-        *(0, 0, 0, _SIGCHLD, stack, _STACK, 0, 0, 0, cgroup),
+        *(0, 0, 0, signal, stack, _STACK, 0, 0, 0, cgroup),
     )
-    arguments_of_clone = ctypes.create_string_buffer(clone, len(clone))
-    pid = function(ctypes.addressof(arguments_of_clone), len(clone), ctypes.addressof(table))
+    arguments = ctypes.create_string_buffer(clone, len(clone))
+    pid = function(ctypes.addressof(arguments), len(clone), ctypes.addressof(rows))
     if pid < 0:
         raise OSError(-pid, os.strerror(-pid))
-    found: list[int | None] = []
-    for index in range(len(rows)):
-        result = _ROW.unpack_from(table, index * _ROW.size)[7]
-        if result & ~1 == mark:
-            found.append(None)
-        else:
-            found.append(result - (1 << 64) if result >> 63 else result)
-    return Spawned(pid, tuple(found))
-
-
-def failed(rows: Sequence[Row], spawned: Spawned) -> tuple[int, int] | None:
-    """(index, errno) of the last call of a child that ended before a program ran; None if one
-    runs.
-    """
-    for index, (row, result) in enumerate(zip(rows, spawned.results, strict=True)):
-        if result is None:
-            return None  # it did not come back
-        if result < 0 and (not row.rest or index == len(rows) - 1):
-            return index, -result
-    return len(rows) - 1, errno.ENOSYS
+    return Spawned(pid, table, rows.raw)

@@ -1,22 +1,35 @@
-"""In a blank: the system's mounts, made before it is known which root they will be in.
+"""What a blank does, as a table: it becomes the root of its namespaces, makes the system's mounts
+before it is known which root they will be in, and gives up what nothing in a sandbox may have.
 
-They are made below a stage (a tmpfs of the blank's own mount namespace) and moved into the root
-later. The stage holds nothing of an image, so plain paths are safe here.
+The mounts are made below a stage (a tmpfs of the blank's own mount namespace) and moved into the
+root later. The stage holds nothing of an image, so plain paths are safe here.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-from typing import TYPE_CHECKING, Any, Final
+import signal
+import stat
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_sandbox.oci import linux
+from pytest_sandbox.runtimes.oci.launchers.direct import privileges
+from pytest_sandbox.runtimes.oci.launchers.direct.tables import Table, capability_sets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pytest_sandbox.runtimes.oci.launchers.direct.profile import Profile
 
+HERE: Final = -100  # AT_FDCWD
+GROUP: Final = 5
+"""Descriptor of process 1: the sandbox's folder in the v2 tree, where there is one."""
+SCORE: Final = 20
+"""Its own oom_score_adj (proc(5)), which its commands inherit."""
+FIRST_GROUP: Final = (21, 22)
+"""The folder of the first command's group, and the file that kills it."""
 FILES: Final = "files"
 """The folder of the stage for small files of ours, like /etc/hosts."""
 _FLAGS: Final = {
@@ -38,27 +51,83 @@ _LINKS: Final = {
     "ptmx": "pts/ptmx",
 }
 _QUIET: Final = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def stage(place: str, profile: Profile) -> None:
-    """Make all of it below `place`, where a tmpfs is put. Raises OSError."""
+class Staging(NamedTuple):
+    """The table of all blanks of a profile. `either` are paths that are hidden, each by one of two
+    rows, or nothing is there.
+    """
+
+    table: Table
+    either: tuple[tuple[str, int], ...]
+
+    def check(self, results: Sequence[int | None]) -> None:
+        """Raises OSError for a path that was not masked. (The rest says the table.)"""
+        for path, row in self.either:
+            gave = results[row], results[row + 1]
+            if 0 not in gave and gave != (-errno.ENOENT, -errno.ENOENT):
+                raise OSError(errno.EIO, "it cannot be masked", path)
+
+
+def stage(place: str, profile: Profile, *, grouped: bool) -> Staging:
+    """All of it; `place` is where the tmpfs is put, `grouped` says that there is a GROUP."""
+    table = Table()
+    _become_root(table)
+    if profile.inheritable:
+        held = capability_sets(table, privileges.EVERY, profile.inheritable)
+        table.call("capset", *held)
+    table.call("unshare", linux.CLONE_NEWCGROUP)
     flags = linux.MS_NOSUID | linux.MS_NODEV
-    linux.mount("tmpfs", place, "tmpfs", flags, "mode=0755,size=1m")
+    _mount(table, ("tmpfs", place, "tmpfs"), flags, "mode=0755,size=1m")
     for name in ("root", FILES):
-        os.mkdir(f"{place}/{name}", 0o755)  # noqa: PTH102
+        _folder(table, f"{place}/{name}")
     # The sandbox may write them, and fill what they lie on.
-    linux.mount("tmpfs", f"{place}/{FILES}", "tmpfs", flags, "mode=0755,size=1m,nr_inodes=64")
+    _mount(table, ("tmpfs", f"{place}/{FILES}", "tmpfs"), flags, "mode=0755,size=1m,nr_inodes=64")
+    bound = any(entry["type"] == "bind" for entry in profile.mounts)
     for entry in profile.mounts:
-        _mount(place, entry, profile)
+        _system_mount(table, place, entry, profile, bound=bound)
     for name, value in profile.sysctl.items():
-        path = f"{place}/proc/sys/{name.replace('.', '/')}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        os.write(descriptor, value.encode())
-        os.close(descriptor)
+        _write(table, f"{place}/proc/sys/{name.replace('.', '/')}", value.encode())
     for path in profile.readonly:
-        _read_only(place + path)
-    for path in profile.masked:
-        _mask(place, place + path)
+        _read_only(table, place + path)
+    either = tuple(_mask(table, place, place + path) for path in profile.masked)
+    if profile.network:
+        _loopback_up(table)
+    for number in privileges.unwanted(profile.bounding):
+        table.call("prctl", linux.PR_CAPBSET_DROP, number, may=(errno.EINVAL,))
+    score = table.call("openat", HERE, _b(f"{place}/proc/self/oom_score_adj"), os.O_WRONLY)
+    _keep(table, score, SCORE)
+    if grouped:
+        make_group(table, "c1", FIRST_GROUP)
+    return Staging(table, either)
+
+
+def make_group(table: Table, name: str, kept: tuple[int, int]) -> None:
+    """A group for commands, and its descriptors."""
+    table.call("mkdirat", GROUP, _b(name), 0o755)
+    folder = table.call("openat", GROUP, _b(name), _FOLDER)
+    _keep(table, folder, kept[0])
+    kill = table.call("openat", GROUP, _b(f"{name}/cgroup.kill"), os.O_WRONLY)
+    _keep(table, kill, kept[1])
+
+
+def _keep(table: Table, descriptor: int, number: int) -> None:
+    """Have a descriptor under a number that is known outside."""
+    table.call("dup3", descriptor, number, os.O_CLOEXEC)
+    table.call("close", descriptor)
+
+
+def _become_root(table: Table) -> None:
+    table.call("setresgid", 0, 0, 0)
+    table.call("setresuid", 0, 0, 0)
+    table.call("setgroups", 0, 0)
+    # The change of ids takes it back. Its maker looks whether the supervisor lives after this.
+    table.call("prctl", linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The change of ids gave its files in /proc to the host's root.
+    table.call("prctl", linux.PR_SET_DUMPABLE, 1)
+    table.call("prctl", linux.PR_SET_NAME, b"sandbox-init")
+    table.call("umask", 0)
 
 
 def tops(profile: Profile) -> list[str]:
@@ -77,80 +146,109 @@ def split(options: list[str]) -> tuple[int, str]:
     return flags, ",".join(option for option in options if option not in _FLAGS)
 
 
-def _mount(place: str, entry: Mapping[str, Any], profile: Profile) -> None:
+def _b(text: str) -> bytes:
+    return os.fsencode(text)
+
+
+def _mount(table: Table, what: tuple[str, str, str], flags: int = 0, data: str = "") -> None:
+    """`what` is source, target and kind."""
+    table.call("mount", *map(_b, what), flags, _b(data) if data else 0)
+
+
+def _folder(table: Table, path: str) -> None:
+    table.call("mkdirat", HERE, _b(path), 0o755, may=(errno.EEXIST,))
+
+
+def _write(table: Table, path: str, data: bytes) -> None:
+    file = table.call("openat", HERE, _b(path), os.O_WRONLY | os.O_CLOEXEC)
+    table.call("write", file, data, len(data))
+    table.call("close", file)
+
+
+def _system_mount(
+    table: Table, place: str, entry: Mapping[str, Any], profile: Profile, *, bound: bool
+) -> None:
     target, kind = place + entry["destination"], entry["type"]
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(target, 0o755)  # noqa: PTH102
+    _folder(table, target)
     if kind == "cgroup":
-        _control_groups(target, profile)
+        _control_groups(table, target, profile, bound=bound)
         return
     if kind == "bind":
-        _host_sys(target)
+        _host_sys(table, target)
         return
     flags, data = split([one for one in entry["options"] if one != "newinstance"])
     if kind == "devpts":
         data = f"newinstance,{data}"
-    linux.mount(entry["source"], target, kind, flags, data)
+    _mount(table, (entry["source"], target, kind), flags, data)
     if entry["destination"] == "/dev":
-        _devices(target)
+        _devices(table, target)
 
 
-def _host_sys(target: str) -> None:
+def _host_sys(table: Table, target: str) -> None:
     """The host's /sys, read-only all the way down."""
-    linux.mount("/sys", target, "", linux.MS_BIND | linux.MS_REC)
-    opened = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _mount(table, ("/sys", target, ""), linux.MS_BIND | linux.MS_REC)
+    opened = table.call("openat", HERE, _b(target), _FOLDER)
     wanted = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
-    wanted |= linux.MOUNT_ATTR_NOEXEC
-    linux.mount_setattr(opened, flags=linux.AT_EMPTY_PATH | linux.AT_RECURSIVE, set=wanted)
-    os.close(opened)
+    attributes = table.place(struct.pack("=QQQQ", wanted | linux.MOUNT_ATTR_NOEXEC, 0, 0, 0))
+    deep = linux.AT_EMPTY_PATH | linux.AT_RECURSIVE
+    table.call("mount_setattr", opened, b"", deep, attributes, 32)
+    table.call("close", opened)
 
 
-def _devices(folder: str) -> None:
+def _devices(table: Table, folder: str) -> None:
     """The host's own harmless devices: a user namespace cannot make any."""
     for name in _DEVICES:
         target = f"{folder}/{name}"
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-        linux.mount(f"/dev/{name}", target, "", linux.MS_BIND)
+        table.call("mknodat", HERE, _b(target), stat.S_IFREG | 0o666, 0)
+        _mount(table, (f"/dev/{name}", target, ""), linux.MS_BIND)
     for name, target in _LINKS.items():
-        os.symlink(target, f"{folder}/{name}")  # noqa: PTH211
+        table.call("symlinkat", _b(target), HERE, _b(f"{folder}/{name}"))
 
 
-def _control_groups(target: str, profile: Profile) -> None:
+def _control_groups(table: Table, target: str, profile: Profile, *, bound: bool) -> None:
+    read_only = _QUIET | linux.MS_RDONLY
     if profile.unified == ".":
-        if os.path.ismount(target):
-            # The host's own, which came with its /sys: no file system is mounted onto itself.
-            linux.mount("tmpfs", target, "tmpfs", _QUIET | linux.MS_RDONLY, "size=4k")
-        linux.mount("cgroup2", target, "cgroup2", _QUIET | linux.MS_RDONLY)
+        if bound:
+            # The host's own came with its /sys: no file system is mounted onto itself.
+            _mount(table, ("tmpfs", target, "tmpfs"), read_only, "size=4k")
+        _mount(table, ("cgroup2", target, "cgroup2"), read_only)
         return
-    linux.mount("tmpfs", target, "tmpfs", _QUIET, "mode=0755,size=64k")
+    _mount(table, ("tmpfs", target, "tmpfs"), _QUIET, "mode=0755,size=64k")
     for name, options in profile.hierarchies:
         folder = f"{target}/{name}"
-        os.mkdir(folder, 0o755)  # noqa: PTH102
-        linux.mount("cgroup", folder, "cgroup", _QUIET | linux.MS_RDONLY, options)
+        _folder(table, folder)
+        _mount(table, ("cgroup", folder, "cgroup"), read_only, options)
         for alias in options.split(","):
             if alias != name:
-                os.symlink(name, f"{target}/{alias}")  # noqa: PTH211
+                table.call("symlinkat", _b(name), HERE, _b(f"{target}/{alias}"))
     if profile.unified:
-        os.mkdir(f"{target}/unified", 0o755)  # noqa: PTH102
-        linux.mount("cgroup2", f"{target}/unified", "cgroup2", _QUIET | linux.MS_RDONLY)
-    linux.mount("tmpfs", target, "", linux.MS_REMOUNT | linux.MS_BIND | _QUIET | linux.MS_RDONLY)
+        _folder(table, f"{target}/unified")
+        _mount(table, ("cgroup2", f"{target}/unified", "cgroup2"), read_only)
+    _mount(table, ("tmpfs", target, ""), linux.MS_REMOUNT | linux.MS_BIND | read_only)
 
 
-def _read_only(path: str) -> None:
-    try:
-        linux.mount(path, path, "", linux.MS_BIND | linux.MS_REC)
-    except FileNotFoundError:
-        return
+def _read_only(table: Table, path: str) -> None:
+    gone = (errno.ENOENT,)
+    table.call("mount", _b(path), _b(path), b"", linux.MS_BIND | linux.MS_REC, 0, may=gone)
     # A remount in a user namespace has to repeat what is locked.
     flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _QUIET
-    linux.mount(path, path, "", flags)
+    table.call("mount", _b(path), _b(path), b"", flags, 0, may=gone)
 
 
-def _mask(place: str, path: str) -> None:
-    if os.path.isdir(path):  # noqa: PTH112
-        linux.mount("tmpfs", path, "tmpfs", linux.MS_RDONLY | _QUIET, "size=0k,nr_inodes=2")
-    elif os.path.exists(path):  # noqa: PTH110
-        linux.mount(f"{place}/dev/null", path, "", linux.MS_BIND)
+def _mask(table: Table, place: str, path: str) -> tuple[str, int]:
+    """Hide a folder, and hide a file: which one it is shows when that is tried."""
+    first = len(table.calls)
+    wrong = (errno.ENOENT, errno.ENOTDIR)
+    empty = _b("size=0k,nr_inodes=2")
+    flags = linux.MS_RDONLY | _QUIET
+    table.call("mount", b"tmpfs", _b(path), b"tmpfs", flags, empty, may=wrong)
+    table.call("mount", _b(f"{place}/dev/null"), _b(path), b"", linux.MS_BIND, 0, may=wrong)
+    return path, first
 
 
-__all__ = ["split", "stage", "tops"]
+def _loopback_up(table: Table) -> None:
+    """Switch `lo` on: netdevice(7)."""
+    internet, datagram, set_flags, up = 2, 2, 0x8914, 1
+    end = table.call("socket", internet, datagram | os.O_CLOEXEC, 0)
+    table.call("ioctl", end, set_flags, table.place(struct.pack("16sh22x", b"lo", up)))
+    table.call("close", end)

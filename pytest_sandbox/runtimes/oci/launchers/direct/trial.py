@@ -6,6 +6,9 @@ It is run once per boot; what it found is kept beside the store.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import json
 import os
 import secrets
 import socket
@@ -13,11 +16,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.oci import linux
 from pytest_sandbox.oci.lifetimes import boot_id
 from pytest_sandbox.oci.store.files import read_json, write_json
 from pytest_sandbox.oci.supervisor import messages
-from pytest_sandbox.oci.supervisor.jobs import rebuild
-from pytest_sandbox.runtimes.oci.order import LimitOrder, Order
+from pytest_sandbox.runtimes.oci.launchers.direct import hands, privileges, program
+from pytest_sandbox.runtimes.oci.launchers.direct.command import Command, Kind, Way, Wish
+from pytest_sandbox.runtimes.oci.launchers.direct.staging import FIRST_GROUP, GROUP
+from pytest_sandbox.runtimes.oci.launchers.direct.tables import (
+    NOBODY,
+    Table,
+    capability_sets,
+    given,
+)
+from pytest_sandbox.runtimes.oci.order import INTERPRETED, LimitOrder, Order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +37,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtimes.oci.machine import Machine
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Part of what a kept answer is valid for: raise it when the launcher or the attacks change."""
 _FILE: Final = "launcher.json"
 _START: Final = "pytest_sandbox.runtimes.oci.launch:start"
@@ -132,7 +144,7 @@ def _attack(machine: Machine, layer: Path, outside: dict[str, Any]) -> list[str]
         cgroups_base=machine.access.cgroups.base,
         rootless=not machine.access.usable,
         hold=True,
-        launcher="direct",
+        launcher=INTERPRETED,
         filters=str(machine.store.root / "filters"),
     )
     with contextlib.ExitStack() as stack:
@@ -147,26 +159,61 @@ def _attack(machine: Machine, layer: Path, outside: dict[str, Any]) -> list[str]
         received = channel.receive(_PATIENCE)
         if received is None:
             return ["the sandbox ended at once"]
-        control = stack.enter_context(socket.socket(fileno=received[1][0]))
-        mine, theirs = messages.pair()
-        stack.callback(mine.close)
-        with theirs:
-            messages.send(control, {"trial": outside, "user": "", "set": {}}, [theirs.fileno()])
-        mine.settimeout(_PATIENCE)
-        found = _answer(mine)
+        control = stack.enter_context(messages.end_of(received[1][0]))
+        way = Way(**received[0]["said"]["way"])
+        found = _visit(control, way, outside)
         channel.signal(9)
         while (told := channel.receive(_PATIENCE)) is not None and "gone" not in told[0]:
             pass
     return found
 
 
-def _answer(channel: socket.socket) -> list[str]:
-    while (received := messages.receive(channel)) is not None:
-        message = received[0]
-        if "failed" in message:
-            raise rebuild(message["failed"], "command:attempt")
-        if "possible" in message:
-            return [str(one) for one in message["possible"]]
-        if "exit" in message or "full" in message:
-            break
-    return ["the attacks ended without an answer"]
+def _visit(control: socket.socket, way: Way, outside: dict[str, Any]) -> list[str]:
+    """Have a visitor try everything, beside the process 1 that sandboxes have."""
+    folder = FIRST_GROUP[0] if way.grouped else -1
+    wish = Wish(["visitor"], {}, "/")
+    visit = json.dumps(outside).encode()
+    command = Command(way, wish, folder, kind=Kind.VISITOR, visit=visit)
+    mine, theirs = messages.pair()
+    with mine:
+        mine.settimeout(_PATIENCE)
+        with theirs:
+            own = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)]
+            fds = [theirs.fileno(), *own * 3]
+            if program.is_there():
+                _become_program(command.table)
+                own.append(program.program())
+                fds.append(own[-1])
+            try:
+                hands.send(control, command.table.message(NOBODY), fds)
+            finally:
+                for descriptor in own:
+                    os.close(descriptor)
+        if program.is_there():
+            _confine_again(control, way)
+        messages.send(mine, {"go": True})
+        received = messages.receive(mine)
+    told = {} if received is None else received[0]
+    if "possible" in told:
+        return [str(one) for one in told["possible"]]
+    return [f"the attacks ended without an answer: {told.get('failed', 'the visitor is gone')}"]
+
+
+def _become_program(table: Table) -> None:
+    """Process 1 is a Python, as somebody has to start the visitor; from here on it is the program,
+    with the same descriptors and capabilities.
+    """
+    for descriptor in (program.CHANNEL, program.SIGNALS, GROUP):
+        table.call("fcntl", descriptor, fcntl.F_SETFD, 0, may=(errno.EBADF,))
+    words = table.texts([b"sandbox-init"])
+    none = table.texts([])
+    table.call("execveat", given(4), b"", words, none, linux.AT_EMPTY_PATH)
+
+
+def _confine_again(control: socket.socket, way: Way) -> None:
+    table = Table()
+    held = way.held | privileges.SYS_ADMIN
+    table.call("capset", *capability_sets(table, held, 0))
+    table.call("prctl", linux.PR_SET_NAME, b"sandbox-init")
+    table.call("prctl", linux.PR_SET_DUMPABLE, 0 if way.guarded else 1)
+    hands.run(control, table)
