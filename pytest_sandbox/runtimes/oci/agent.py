@@ -72,6 +72,26 @@ class Group:
         except OSError:
             return True  # it is gone, and the sandbox with it
 
+    def kill(self) -> bool:
+        """SIGKILL to everything in it; False where that is for process 1 to do: the group is a
+        user's.
+
+        Process 1 shares its CPU limit with a fork bomb, and would have to wait for its turn. No
+        process can be cloned into the group after that: Linux 6.14 and later kill it at once, as
+        they compare kill_seq with the parent's group.
+        """
+        self.killed = True
+        try:
+            path = f"{self._folder}/{self.name}/cgroup.kill"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            os.write(descriptor, b"1")
+        finally:
+            os.close(descriptor)
+        return True
+
     def close(self) -> None:
         """Its files are read no more."""
         if self._events >= 0:
@@ -162,12 +182,10 @@ class Agent:
         group = running.group
         if group is None:
             return self._hunt(running, deadline)
-        table = Table()
-        table.call("write", group.descriptors[1], b"1", 1)
-        # No process can be cloned into it after that: Linux 6.14 and later kill it at once, as
-        # they compare kill_seq with the parent's group.
-        group.killed = True
-        hands.run(self._control, table, patience=SETTLE)
+        if not group.kill():
+            table = Table()
+            table.call("write", group.descriptors[1], b"1", 1)
+            hands.run(self._control, table, patience=SETTLE)
         while not (done := group.empty()) and time.monotonic() < deadline:
             time.sleep(0.0005)
         return done
