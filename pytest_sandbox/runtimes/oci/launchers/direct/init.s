@@ -22,6 +22,11 @@
     .set REPLY, 0x1000c      # - the descriptor that gets the results; below 0: ~which of GIVEN
 start:
     mov r14, 0x1000000000
+    mov eax, 28              # madvise: no huge page for the few that are used
+    mov rdi, r14
+    mov esi, 0x800000
+    mov edx, 15              # MADV_NOHUGEPAGE
+    syscall
     mov dword ptr [r14 + POLLED], 3
     mov dword ptr [r14 + POLLED + 8], 4
     mov byte ptr [r14 + POLLED + 4], 1
