@@ -419,8 +419,9 @@ def test_sigkill_of_the_owner_leaves_nothing(runtime: Runtime, image: str, targe
 
 def _exists(runtime: Runtime, container: str) -> bool:
     if isinstance(runtime, OciRuntime):
-        folder = runtime.store.root / "sandboxes" / container
-        return folder.exists() or runtime.machine.access.cgroups.paths(container).exists()
+        root = runtime.store.root
+        known = (root / "sandboxes" / container, root / "owners" / container)
+        return any(one.exists() for one in known) or runtime.machine.access.cgroups.paths(container).exists()
     assert isinstance(runtime, DockerRuntime)
     return bool(runtime.client.containers(all=True, filters={"id": container}))
 
