@@ -32,34 +32,34 @@ def changes(upper: int, lower: int, bounds: Bounds) -> Changed:
     found = Changed([], [], [])
     folders = Folders(lower)
     hidden: list[bytes] = []  # upper folders that show nothing of the view below
-
-    def below(path: bytes) -> tuple[Folder | None, bytes]:
-        parent, _, name = path.rpartition(b"/")
-        return folders.walk_plain(parent), name
-
+    alone: bytes | None = None  # an upper folder that the view below does not have
     try:
         if xattrs.is_opaque(upper):
             found.removed.extend(_hidden(upper, lower, b""))
         for node in trees.walk(upper, most=bounds.path):
             while hidden and not node.path.startswith(hidden[-1] + b"/"):
                 hidden.pop()
-            folder, name = below(node.path)
-            old = None if folder is None else _look(folder, name)
             text = "/" + os.fsdecode(node.path)
+            if alone is not None and node.path.startswith(alone):
+                found.added.extend([] if node.is_whiteout else [text])
+                continue
+            alone = None
+            parent, _, name = node.path.rpartition(b"/")
+            folder = folders.walk_plain(parent)
+            old = None if folder is None else _look(folder, name)
             if node.is_whiteout:
                 if old is not None:
                     found.removed.append(text)
                 continue
             if old is None:
                 found.added.append(text)
+                alone = node.path + b"/" if node.is_folder else None
                 continue
             if _differs(node, old, folder, name):
                 found.changed.append(text)
             if node.is_folder:
                 inside = folders.walk_plain(node.path)
-                if inside is None:
-                    continue
-                if hidden or xattrs.is_opaque(node.descriptor):
+                if inside is not None and (hidden or xattrs.is_opaque(node.descriptor)):
                     hidden.append(node.path)
                     found.removed.extend(_hidden(node.descriptor, inside.descriptor, node.path))
     finally:

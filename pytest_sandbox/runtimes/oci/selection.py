@@ -20,11 +20,12 @@ def select(
 
     A folder that was made for a mount shows where the sandbox put something into it.
     """
-    ours = [posixpath.normpath(path) for path in (*_ENGINE, FOLDER, *mounted)]
+    ours = {posixpath.normpath(path) for path in (*_ENGINE, FOLDER, *mounted)}
+    inside = tuple(f"{path}/" for path in ours)
     made = set(created)
 
     def own(path: str) -> bool:
-        return any(path == mount or path.startswith(mount + "/") for mount in ours)
+        return path.startswith(inside) or path in ours
 
     kept = {kind: [path for path in found[kind] if not own(path)] for kind in found}
     there = [path for path in kept["added"] if path not in made]
