@@ -421,7 +421,8 @@ def _exists(runtime: Runtime, container: str) -> bool:
     if isinstance(runtime, OciRuntime):
         root = runtime.store.root
         known = (root / "sandboxes" / container, root / "owners" / container)
-        return any(one.exists() for one in known) or runtime.machine.access.cgroups.paths(container).exists()
+        groups = runtime.machine.access.cgroups.paths(container)
+        return any(one.exists() for one in known) or groups.exists()
     assert isinstance(runtime, DockerRuntime)
     return bool(runtime.client.containers(all=True, filters={"id": container}))
 

@@ -11,9 +11,11 @@ package is installed. A test assembles it again, and holds it to these bytes.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
+from functools import cache
 from typing import Final
 
 BASE: Final = 0x1000000000
@@ -35,6 +37,7 @@ MOST_GIVEN: Final = 64
 MOST_COMMANDS: Final = 120
 """It has room for a few more."""
 _TEXT: Final = BASE - 0x10000
+_EXECUTABLE: Final = 0x10  # MFD_EXEC, from Linux 6.3 on
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _CODE: Final = {
     "x86_64": bytes.fromhex(
@@ -67,19 +70,45 @@ _CODE: Final = {
 _MACHINES: Final = {"x86_64": 62}
 
 
+@cache
 def is_there() -> bool:
-    """Whether there is such a program for this machine."""
-    return os.uname().machine in _CODE
+    """Whether there is such a program for this machine, and it is allowed to run: a host may forbid
+    to execute files of memory (vm.memfd_noexec, SELinux). It is tried once.
+    """
+    return os.uname().machine in _CODE and _runs()
+
+
+def _runs() -> bool:
+    try:
+        descriptor = program()
+    except OSError:
+        return False
+    # Without a channel it is at its end at once.
+    shut = [(os.POSIX_SPAWN_CLOSE, one) for one in (CHANNEL, SIGNALS)]
+    try:
+        path = f"/proc/self/fd/{descriptor}"
+        pid = os.posix_spawn(path, ["sandbox-init"], {}, file_actions=shut)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def program() -> int:
     """A new descriptor of it, as a file of memory that can be executed (execveat(2)). Raises
-    OSError: a host may forbid such files (vm.memfd_noexec).
+    OSError.
 
     All sandboxes share it, and a command is it for a moment (/proc/self/exe): it is sealed, so that
     nobody can write to it ever again (memfd_create(2)).
     """
-    descriptor = os.memfd_create("sandbox-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        descriptor = os.memfd_create("sandbox-init", flags | _EXECUTABLE)
+    except OSError as wrong:
+        if wrong.errno != errno.EINVAL:
+            raise
+        descriptor = os.memfd_create("sandbox-init", flags)
     os.write(descriptor, _image(os.uname().machine))
     os.fchmod(descriptor, 0o555)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
