@@ -9,6 +9,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,18 @@ def test_the_code_is_that_of_its_listing(tmp_path):
     subprocess.run(["as", "-o", tmp_path / "init.o", listing], check=True)
     subprocess.run(["objcopy", "-O", "binary", tmp_path / "init.o", code], check=True)
     assert program._CODE["x86_64"] == code.read_bytes()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_it_is_found_whatever_descriptors_are_free(taken):
+    if not program.is_there():
+        pytest.skip("there is no program for this machine")
+    script = (
+        "import os, sys; from pytest_sandbox.runtimes.oci.launchers.direct import program\n"
+        "for _ in range(int(sys.argv[1])): os.dup(0)\n"
+        "sys.exit(not program.is_there())"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(taken)], check=False).returncode == 0
 
 
 def test_nobody_can_write_to_the_program():

@@ -13,7 +13,7 @@
     .set SILENT, 0x350       # 1: nothing is answered where the child has its program
     .set FAILED, 0x351       # 1: it has none
     .set RUNNING, 0x800      # pid and channel of each command
-    .set RUNNING_END, 0xc00
+    .set RUNNING_END, 0x1000
     .set RESULTS, 0x1000
     .set BUFFER, 0x10000     # the message: four numbers of 32 bits
     .set COUNT, 0x10000      # - of rows

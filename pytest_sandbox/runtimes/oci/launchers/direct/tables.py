@@ -18,6 +18,7 @@ from pytest_sandbox.runtimes.oci.launchers.direct.program import (
     BULK,
     BULK_SIZE,
     GIVEN,
+    MOST_ROWS,
     RESULTS,
 )
 
@@ -186,7 +187,8 @@ class Table:
         one that comes with the table as number n. Raises OSError (E2BIG).
         """
         data = b"" if self._bulk else bytes(self._data)
-        if len(data) > LONGEST or len(self._data) > BULK_SIZE:
+        short = len(data) <= LONGEST and len(self._rows) <= MOST_ROWS
+        if not short or len(self._data) > BULK_SIZE:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         head = HEAD.pack(len(self._rows), self._tail, HEAD.size + len(data), reply)
         return b"".join((head, data, *self._rows))
