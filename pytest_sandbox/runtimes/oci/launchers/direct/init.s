@@ -1,3 +1,17 @@
+# Process 1 of a sandbox (see program.py, which has the bytes of this, and tables.py). It is started
+# with its channel as descriptor 3 and a signalfd(2) of SIGCHLD and others, all blocked, as 4.
+#
+#   for ever: wait for one of the two
+#     a signal: pass it on to the main process, if there is one; reap, and say of each command that
+#       has ended its status and what it used; end with the main process
+#     a message: make its calls, answer with what each gave, close the descriptors that came along
+#     the end of the channel: end, unless there is a main process
+#
+# A clone in a table is a child that shares this memory and has no stack of its own to speak of: it
+# goes on with the same loop, up to TAIL, and mostly executes a program there. This process waits
+# for that (CLONE_VFORK), and goes on with the rows from TAIL.
+#
+# Registers: r14 memory; rbx row; r13 its number; r12 the number to stop at; rbp marks; r15 child?
     .intel_syntax noprefix
     .set CONTROL, 0x0        # what recvmsg(2) writes of descriptors: a header of 16 bytes,
     .set GIVEN, 0x10         # then the descriptors
