@@ -4,6 +4,7 @@ the self-test, whose attacks have to be tried by a Python inside.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -39,7 +40,7 @@ from pytest_sandbox.runtimes.oci.launchers.direct.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _FIXED: Final = 0x100000  # MAP_FIXED_NOREPLACE
 _MOST: Final = 64
@@ -107,7 +108,7 @@ class _Executor:
 
     def _hear(self) -> bool:
         """Take a table; False at the end."""
-        with messages.end_of(os.dup(CHANNEL)) as end:
+        with _end_of(CHANNEL) as end:
             data, given, _, _ = socket.recv_fds(end, _LARGEST, _MOST, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
@@ -167,10 +168,20 @@ class _Executor:
     @staticmethod
     def _say(descriptor: int, data: bytes) -> None:
         try:
-            with messages.end_of(os.dup(descriptor)) as end:
+            with _end_of(descriptor) as end:
                 end.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError:
             pass  # nobody listens
+
+
+@contextlib.contextmanager
+def _end_of(descriptor: int) -> Iterator[socket.socket]:
+    """It stays open."""
+    end = messages.end_of(descriptor)
+    try:
+        yield end
+    finally:
+        end.detach()
 
 
 def _time(seconds: float) -> tuple[int, int]:
