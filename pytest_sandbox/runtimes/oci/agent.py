@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import threading
@@ -69,8 +70,9 @@ class Group:
                 path = f"{self._folder}/{self.name}/cgroup.events"
                 self._events = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             return b"populated 0" in os.pread(self._events, 200, 0)
-        except OSError:
-            return True  # it is gone, and the sandbox with it
+        except OSError as wrong:
+            # It is gone, and the sandbox with it.
+            return wrong.errno in {errno.ENOENT, errno.ENODEV}
 
     def kill(self) -> bool:
         """SIGKILL to everything in it; False where that is for process 1 to do: the group is a
@@ -80,7 +82,6 @@ class Group:
         process can be cloned into the group after that: Linux 6.14 and later kill it at once, as
         they compare kill_seq with the parent's group.
         """
-        self.killed = True
         try:
             path = f"{self._folder}/{self.name}/cgroup.kill"
             descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -125,6 +126,9 @@ class Agent:
         self._folder = folder if commands.way.grouped else None
         self._user_of = user_of
         self._lock = threading.Lock()
+        self._bulk = threading.Lock()
+        """Held where tables count on what lies at BULK."""
+        self._closed = False
         self._running: list[Running] = []
         self._busy: list[Group] = []
         self._numbers: set[int] = set()
@@ -140,23 +144,39 @@ class Agent:
         BlockingIOError for too many commands at once, UnknownUser, InvalidImage.
         """
         wish = Wish(argv, env, cwd, self._user_of(user) if user else None)
-        with self._lock:
-            if len(self._running) >= MOST_COMMANDS:
-                msg = f"{MOST_COMMANDS} commands of the sandbox run already"
-                raise BlockingIOError(msg)
-            group = self._group()
-            folder = -1 if group is None else group.descriptors[0]
-            mine, theirs = messages.pair()
-            running = Running(self._commands.command(wish, folder), mine, group)
-            self._running.append(running)
+        mine, theirs = messages.pair()
         try:
-            with theirs:
+            running = self._register(wish, mine)
+        except BaseException:
+            mine.close()
+            theirs.close()
+            raise
+        try:
+            with theirs, self._bulk if running.command.table.bulk else contextlib.nullcontext():
                 table = running.command.table
                 hands.lay_bulk(self._control, table)
                 hands.send(self._control, table.message(~0), [theirs.fileno(), *stdio])
         except BaseException:
             self.let_go(running)
             raise
+        return running
+
+    def _register(self, wish: Wish, channel: socket.socket) -> Running:
+        with self._lock:
+            if self._closed:
+                raise ConnectionResetError
+            if len(self._running) >= MOST_COMMANDS:
+                msg = f"{MOST_COMMANDS} commands of the sandbox run already"
+                raise BlockingIOError(msg)
+            group = self._group()
+            try:
+                folder = -1 if group is None else group.descriptors[0]
+                running = Running(self._commands.command(wish, folder), channel, group)
+            except BaseException:
+                if group is not None:
+                    self._put(group)
+                raise
+            self._running.append(running)
         return running
 
     @staticmethod
@@ -182,7 +202,9 @@ class Agent:
         group = running.group
         if group is None:
             return self._hunt(running, deadline)
-        if not group.kill():
+        # Where nothing is in it, its start may be on its way yet: process 1 keeps the order.
+        group.killed = True
+        if group.empty() or not group.kill():
             table = Table()
             table.call("write", group.descriptors[1], b"1", 1)
             hands.run(self._control, table, patience=SETTLE)
@@ -191,14 +213,17 @@ class Agent:
         return done
 
     def _hunt(self, running: Running, deadline: float) -> bool:
-        with self._lock:
-            others = [one.pid for one in self._running if one is not running and one.pid]
+        def others() -> list[int]:
+            """One whose pid is not known yet is somebody, too."""
+            with self._lock:
+                return [one.pid or -1 for one in self._running if one is not running]
+
         return kill_tree(
-            InsideSight(self._control),
+            InsideSight(self._control, self._bulk),
             Hunt(since=running.since, root=running.pid, session=running.pid),
             ours=lambda: {1},
             other_workers=tuple,
-            other_roots=lambda: others,
+            other_roots=others,
             timeout=max(deadline - time.monotonic(), 0.1),
         )
 
@@ -213,6 +238,7 @@ class Agent:
     def close(self) -> None:
         """The sandbox ends, if it has not yet."""
         with self._lock:
+            self._closed = True
             for group in {one.group for one in self._running} | {*self._free, *self._busy}:
                 if group is not None:
                     group.close()

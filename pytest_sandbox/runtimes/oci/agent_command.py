@@ -102,9 +102,10 @@ class AgentCommand(StreamedCommand):
             return self._agent.kill(self._command)
         except TimeoutError:
             return False
-        except OSError:
-            self.lost = True  # the sandbox is gone, and the command with it
-            return True
+        except OSError as wrong:
+            # The sandbox is gone, and the command with it; or that could not be done.
+            self.lost = isinstance(wrong, ConnectionError) or wrong.errno == errno.EBADF
+            return self.lost
 
     def close(self) -> None:
         """Close everything; a command that runs on is killed."""

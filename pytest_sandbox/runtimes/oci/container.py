@@ -200,9 +200,14 @@ class OciContainer:
         return OciExec(supervisor, job, args, said=self._said, spent=self._spend)
 
     def _user_of(self, name: str) -> dict[str, Any]:
-        """Who that is in the sandbox now. Raises UnknownUser, InvalidImage."""
+        """Who that is in the sandbox now. Raises UnknownUser, InvalidImage, ConnectionError where
+        the sandbox is gone.
+        """
         args = {"pid": self.pid, "user": name}
-        found: dict[str, Any] = self._runtime.supervisor.call(_USER, args, where="host")
+        try:
+            found: dict[str, Any] = self._runtime.supervisor.call(_USER, args, where="host")
+        except FileNotFoundError:
+            raise ConnectionResetError from None
         return found
 
     def _spend(self, seconds: float) -> None:

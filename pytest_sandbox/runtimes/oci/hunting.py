@@ -19,6 +19,7 @@ from pytest_sandbox.runtimes.oci.launchers.direct.tables import Table, given
 
 if TYPE_CHECKING:
     import socket
+    import threading
     from collections.abc import Iterator, Sequence
 
 _T = TypeVar("_T")
@@ -32,8 +33,10 @@ _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EBADF)
 class InsideSight:
     """See Sight. Raises OSError where process 1 is gone."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, bulk: threading.Lock) -> None:
+        """`bulk` is held while something lies at BULK."""
         self._control = control
+        self._bulk = bulk
 
     def wait(self) -> None:
         time.sleep(0.001)
@@ -90,7 +93,7 @@ class InsideSight:
         """What a table sends through the descriptor that comes with it."""
         mine, theirs = messages.pair()
         with mine:
-            with theirs:
+            with theirs, self._bulk:
                 found = hands.run(self._control, table, [theirs.fileno()])
             if results is not None:
                 results[:] = found

@@ -47,8 +47,7 @@ class Starts:
         self._runtime = runtime
         self._folder = RunFolder()
         self._kinds: dict[str, Commands] = {}
-        """What is known of the sandboxes of orders of a kind."""
-        """Kinds of orders that a worker has had."""
+        """What is known of the sandboxes of orders that a worker has had, by their kind."""
         self._orders: list[tuple[SandboxSpec, tuple[str, ...], str, Order]] = []
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,8 +155,11 @@ def test_kinds_in_turn_keep_what_waits_for_each(runtime, place):
     kinds = [SandboxSpec("base:1", TARGET, limits) for limits in (Limits(), Limits(nofile=77))]
     systems = []
     try:
-        systems += [mine.start(kind, current_owner("direct")) for kind in kinds]
+        for kind in kinds:
+            systems.append(mine.start(kind, current_owner("direct")))
+            time.sleep(0.3)  # its worker is idle, and takes the next one, too
         assert soon(lambda: len(_waiting(mine, systems)) >= 2), "a blank of each kind"
+        time.sleep(0.5)  # so are all that are made ahead
         kept = _waiting(mine, systems)
         systems.append(mine.start(kinds[0], current_owner("direct")))
         assert systems[-1].engine.pid in kept
@@ -179,6 +184,37 @@ def _namespace(pid):
         return Path(f"/proc/{pid}/ns/pid").stat().st_ino
     except OSError:
         return 0
+
+
+def test_many_commands_at_once(start):
+    system = start()
+
+    def one(number):
+        return said(system, f"sleep 1; echo {number}")
+
+    with ThreadPoolExecutor(30) as pool:
+        for _ in range(2):
+            assert list(pool.map(one, range(30))) == [f"{number}\n" for number in range(30)]
+    assert said(system, "echo usable") == "usable\n"
+
+
+def test_long_commands_at_once_do_not_mix(start):
+    """What they are told is too long for a message, and lies in one place."""
+    system = start()
+
+    def one(number):
+        words = [str(number)] * (1000 + number)
+        script = 'for word; do [ "$word" = "$0" ] || exit 9; done; echo "$0 $#"'
+        return system.run(["sh", "-c", script, str(number), *words]).stdout
+
+    def longer(number):
+        text = str(number) * 4000
+        return said(system, f"echo {text} | wc -c; : {'y' * 90_000}").strip()
+
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(range(10, 50))
+        assert list(pool.map(one, numbers)) == [f"{n} {1000 + n}\n" for n in numbers]
+        assert set(pool.map(longer, numbers)) == {"8001"}
 
 
 def test_process_one_comes_before_its_commands(start):

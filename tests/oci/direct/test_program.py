@@ -368,10 +368,18 @@ def test_no_child_means_no_channel(process):
     before = process.descriptors()
     table = Table()
     table.clone(1 << 63, 0)
+    table.call("chdir", b"/no/such")
     table.tail()
+    table.call("fcntl", CHANNEL, fcntl.F_GETFD)
     for _ in range(3):
         with pytest.raises(Failed, match="clone3"):
             hands.run(process.end, table)
+    mine, theirs = messages.pair()
+    with mine, theirs:
+        hands.send(process.end, table.message(~0), [theirs.fileno()])
+        told = table.results(mine.recv(100))
+    assert told[0] < 0
+    assert told[1:] == [None, 0], "what comes after a child is done"
     assert soon(lambda: process.descriptors() == before)
 
 

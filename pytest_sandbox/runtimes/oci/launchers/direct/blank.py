@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -209,11 +210,14 @@ class Mould:
     def _stage(self, blank: Blank) -> None:
         """It has its program, and does what it is told from here on."""
         profile = self._profile
-        for name, ranges in (("uid_map", profile.uids), ("gid_map", profile.gids)):
-            text = "".join(f"{a} {b} {c}\n" for a, b, c in ranges)
-            descriptor = os.open(f"/proc/{blank.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            os.write(descriptor, text.encode())
-            os.close(descriptor)
+        try:
+            for name, ranges in (("uid_map", profile.uids), ("gid_map", profile.gids)):
+                text = "".join(f"{a} {b} {c}\n" for a, b, c in ranges)
+                descriptor = os.open(f"/proc/{blank.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+                os.write(descriptor, text.encode())
+                os.close(descriptor)
+        except FileNotFoundError:  # somebody killed it
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
         if blank.paths is not None:
             _give_commands(blank.paths, profile)
         _prefer(blank.pid)

@@ -33,7 +33,7 @@ _CANNOT: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISD
 _LAST: Final = 0xFFFFFFFF
 _SAME_MEMORY: Final = 0x00000100  # CLONE_VM
 _WAIT: Final = 0x00004000  # CLONE_VFORK
-_ROOM: Final = 16 << 10
+_ROOM: Final = 24 << 10
 _MASK: Final = (1 << 64) - 1
 
 
@@ -116,7 +116,7 @@ class Commands:
 
     def command(self, wish: Wish, folder: int) -> Command:
         """`folder` is process 1's descriptor of the command's cgroup, -1 for none."""
-        if wish.user is not None or _size(wish) > LONGEST - _ROOM:
+        if wish.user is not None or _is_long(self.way, wish):
             return Command(self.way, wish, folder)
         if folder not in self._openings:
             self._openings[folder] = _open(self.way, self.way.user, folder)
@@ -140,7 +140,7 @@ class Command:
         user = wish.user or way.user
         self.wish = wish
         if opening is None:
-            opening = _open(way, user, folder, kind, bulk=_size(wish) > LONGEST - _ROOM)
+            opening = _open(way, user, folder, kind, bulk=_is_long(way, wish))
         self._clone_row, self._fence = opening.clone, opening.fence
         self.table = table = opening.table.copy()
         self._folder_row = len(table.calls)
@@ -264,10 +264,12 @@ def _confine(table: Table, way: Way, user: Mapping[str, Any], kept: At | None) -
         table.call("setresuid", uid, uid, uid)
 
 
-def _size(wish: Wish) -> int:
-    """Bytes of its words and its environment, about."""
-    pairs = sum(len(name) + len(text) for name, text in wish.env.items())
-    return 4 * pairs + sum(4 * len(word) + 16 for word in wish.argv)
+def _is_long(way: Way, wish: Wish) -> bool:
+    """Whether its words and its environment may be too long for a message."""
+    size = sum(4 * len(word) + 16 for word in wish.argv)
+    for env in (way.env, wish.env):
+        size += sum(4 * (len(name) + len(text)) + 16 for name, text in env.items())
+    return size > LONGEST - _ROOM
 
 
 def _pairs(env: Mapping[bytes, bytes]) -> list[bytes]:

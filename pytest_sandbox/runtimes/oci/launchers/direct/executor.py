@@ -1,5 +1,6 @@
-"""The program of process 1 in Python (see program): for machines that it has no code for, and for
-the self-test, whose attacks have to be tried by a Python inside.
+"""The program of process 1 in Python (see program): for machines that it has no code for, for hosts
+that let no file of memory be executed, and for the self-test, whose attacks have to be tried by a
+Python inside.
 """
 
 from __future__ import annotations
@@ -109,8 +110,13 @@ class _Executor:
     def _hear(self) -> bool:
         """Take a table; False at the end."""
         with _end_of(CHANNEL) as end:
-            data, given, _, _ = socket.recv_fds(end, _LARGEST, _MOST, socket.MSG_CMSG_CLOEXEC)
-        if not data:
+            try:
+                data, given, flags, _ = socket.recv_fds(
+                    end, _LARGEST, _MOST, socket.MSG_CMSG_CLOEXEC
+                )
+            except ConnectionError:
+                return False
+        if not data or flags & socket.MSG_CTRUNC:
             return False
         ctypes.memmove(BUFFER, data, len(data))
         ctypes.memmove(GIVEN, struct.pack(f"={len(given)}i", *given), 4 * len(given))
@@ -135,6 +141,9 @@ class _Executor:
             if number == VISIT:
                 _visit(words)
             results[row] = result = self._make(number, words)
+            if result < 0 and marks & CLONE:
+                self._run(data, range(tail, rows.stop), tail, results, given)
+                return
             if result < 0 and not marks & MAY_FAIL:
                 return
             if result >= 0 and marks & CLONE:

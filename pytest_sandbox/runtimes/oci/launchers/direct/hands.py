@@ -64,8 +64,13 @@ def tell(end: socket.socket, table: Table, descriptors: Sequence[int] = ()) -> l
 
 def answer(end: socket.socket, table: Table, patience: float = _PATIENCE) -> list[int | None]:
     """Wait for the answer to a table that was sent. Raises as `run` does."""
+    return table.read(receive(end, table, patience))
+
+
+def receive(end: socket.socket, table: Table, patience: float = _PATIENCE) -> bytes:
+    """The same, whatever it says."""
     end.settimeout(patience)
     told = end.recv(8 * len(table.calls) + 1)
     if not told:
-        raise BrokenPipeError
-    return table.read(told)
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    return told

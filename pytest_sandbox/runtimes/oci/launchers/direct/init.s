@@ -121,6 +121,9 @@ told:
     lea rsi, [r14 + MESSAGE]
     mov edx, 0x40000000      # MSG_CMSG_CLOEXEC
     syscall
+    mov edi, 1
+    test byte ptr [r14 + MESSAGE + 48], 8  # MSG_CTRUNC: no descriptor is free here, and those
+    jnz exit                 # of another message would be taken for the ones of this
     test rax, rax
     jg begin
     xor edi, edi
@@ -186,6 +189,8 @@ step:
     add rbx, 56
     jmp next
 failed:
+    test ebp, 512            # no child: what is undone after one is undone
+    jnz tail
     test ebp, 256            # go on?
     jz over
     cmp eax, -2              # ENOENT
@@ -209,6 +214,7 @@ parent:
     test ebp, 1024           # the main process?
     jz 1f
     mov [r14 + MAIN], eax
+tail:
 1:  mov r13d, [r14 + TAIL]
     jmp jump
 over:

@@ -129,7 +129,10 @@ class DirectLauncher:
                 return 0
             mine, theirs = messages.pair()
             with mine, theirs:
-                hand_over(end, theirs.fileno())
+                try:
+                    hand_over(end, theirs.fileno())
+                except OSError as wrong:
+                    _fail(f"the sandbox ended as it was started ({wrong})", wrong)
                 told: dict[str, Any] = {"agent": True}
                 if not self._bundle.brief:
                     told["way"] = profile.way._asdict()
@@ -182,8 +185,8 @@ def _run_main(end: socket.socket, way: Way, bundle: Bundle) -> None:
         try:
             hands.lay_bulk(end, command.table)
             hands.send(end, command.table.message(CHANNEL), [channel.fileno(), *bundle.stdio])
-            results = hands.answer(end, command.table)
-            _, status = command.begun(results)
+            told = hands.receive(end, command.table)
+            _, status = command.begun(command.table.results(told))
         except OSError as wrong:
             _fail(f"the command could not be started: {wrong}", wrong)
     if status:

@@ -52,13 +52,15 @@ class Settling:
         not be done, and where process 1 is gone.
         """
         table, places = self._whole
+        tried: set[int] = set()
         while True:
             try:
                 hands.tell(end, table, descriptors)
             except Failed as wrong:
                 at = places.get(wrong.row)
-                if at is None or wrong.errno != errno.ENOENT:
+                if at is None or wrong.errno != errno.ENOENT or at in tried:
                     raise
+                tried.add(at)
                 root = self._root(end)
                 mount = self._mounts[at]
                 _make_place(end, root, mount["destination"], folder=mount["folder"])

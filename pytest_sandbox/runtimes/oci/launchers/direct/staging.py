@@ -28,8 +28,10 @@ GROUP: Final = 5
 """Descriptor of process 1: the sandbox's folder in the v2 tree, where there is one."""
 SCORE: Final = 20
 """Its own oom_score_adj (proc(5)), which its commands inherit."""
-FIRST_GROUP: Final = (21, 22)
-"""The folder of the first command's group, and the file that kills it."""
+FIRST_GROUP: Final = (140, 141)
+"""The folder of the first command's group, and the file that kills it; others follow. They are
+above what process 1 gets for MOST_COMMANDS at once.
+"""
 FILES: Final = "files"
 """The folder of the stage for small files of ours, like /etc/hosts."""
 _FLAGS: Final = {
@@ -105,7 +107,7 @@ def stage(place: str, profile: Profile, *, grouped: bool) -> Staging:
 
 def make_group(table: Table, name: str, kept: tuple[int, int]) -> None:
     """A group for commands, and its descriptors."""
-    table.call("mkdirat", GROUP, _b(name), 0o755)
+    table.call("mkdirat", GROUP, _b(name), 0o755, may=(errno.EEXIST,))
     folder = table.call("openat", GROUP, _b(name), _FOLDER)
     _keep(table, folder, kept[0])
     kill = table.call("openat", GROUP, _b(f"{name}/cgroup.kill"), os.O_WRONLY)

@@ -41,7 +41,7 @@ NOT_MADE: Final = 1 << 62
 """The result of a call that was not made (or did not come back: a program runs)."""
 NOBODY: Final = 1023
 """No descriptor: the answer is thrown away."""
-LONGEST: Final = 128 << 10
+LONGEST: Final = 160 << 10
 """Bytes of a table: it is one packet, and has to fit the buffer of a socket."""
 _MASK: Final = (1 << 64) - 1
 
@@ -187,7 +187,8 @@ class Table:
         one that comes with the table as number n. Raises OSError (E2BIG).
         """
         data = b"" if self._bulk else bytes(self._data)
-        short = len(data) <= LONGEST and len(self._rows) <= MOST_ROWS
+        size = len(data) + ROW.size * len(self._rows)
+        short = size <= LONGEST and len(self._rows) <= MOST_ROWS
         if not short or len(self._data) > BULK_SIZE:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         head = HEAD.pack(len(self._rows), self._tail, HEAD.size + len(data), reply)
