@@ -79,6 +79,7 @@ from pytest_sandbox.runtimes.detect import find_runtime
 from pytest_sandbox.runtimes.images import ensure_image
 from tests.acceptance.test_images import JQ, spec_of
 import os
+print("ready", flush=True); input()  # both begin at once
 engine = find_runtime(sys.argv[2], os.environ)
 said = []
 done = ensure_image(engine, spec_of(**JQ), prefix=sys.argv[1], say=said.append)
@@ -91,12 +92,17 @@ def test_two_processes_build_once_and_the_second_says_that_it_waits(engine, pref
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(BUILDER), prefix, engine.name],
             cwd=pytestconfig.rootpath,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for _ in range(2)
     ]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
     words = []
     for process in processes:
         out, err = process.communicate(timeout=300)
